@@ -1,0 +1,130 @@
+// The operations of a decoder step on raw pointers. Each call enqueues on its stream and runs the CUDA kernel or the
+// CPU loop by the stream's device; `dtype` is that of activations, weights and KV cache, sums are fp32 throughout.
+// Row-major; [a, b] are shapes; n_tokens counts all tokens of a step, each with a slot and a position.
+#pragma once
+
+#include <cstdint>
+
+#include "pipeinfer/base/types.h"
+#include "pipeinfer/batch/sampling.h"
+#include "pipeinfer/device/device.h"
+
+namespace pipeinfer::kernels {
+
+/// out[t] = table[token[t]], or table[last_token[slot[t]]] where token[t] is kFromSlot (-1).
+void embed(void* out,                  // [n_tokens, hidden]
+           const void* table,          // [vocab, hidden]
+           const int32_t* token,       // [n_tokens]
+           const int32_t* slot,        // [n_tokens]
+           const int32_t* last_token,  // [slots]
+           int n_tokens, int hidden, DType dtype, Stream& stream);
+
+/// out = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467). With `delta`, first x += delta
+/// (the residual, rounded to dtype and kept in x). `row` picks the rows (out[i] from x[row[i]]); null: all in order.
+void rms_norm(void* out,            // [n_rows, hidden]
+              void* x,              // [., hidden]
+              const void* delta,    // like x, or null
+              const void* weight,   // [hidden]
+              const int32_t* row,   // [n_rows] or null; not with delta
+              int n_rows, int hidden, float eps, DType dtype, Stream& stream);
+
+/// x += delta, n elements.
+void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream);
+
+/// Rotary embedding (Su et al. 2021, arXiv:2104.09864), halves layout of LlamaForCausalLM: pairs (i, i + head_dim/2).
+/// The angle of pair i at position p is p * inv_freq[i]; with dynamic NTK scaling inv_freq depends on the length.
+struct Rope {
+  const float* inv_freq = nullptr;  // [head_dim / 2]; already scaled for linear and llama3
+  bool dynamic = false;             // dynamic NTK: base = theta * (factor * L / max - (factor - 1))^(d / (d - 2))
+  float theta = 10000;              //   for L = max(prompt_tokens[slot], p + 1, max); inv_freq is then not read
+  float factor = 1;
+  int32_t max_position = 0;
+};
+
+/// The paged KV cache of one layer: [blocks, 2, kv_heads, block_size, head_dim] (K, then V).
+struct KvLayer {
+  void* data = nullptr;
+  int block_size = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+};
+
+/// What each token of a step is, on the device.
+struct TokenTable {
+  const int32_t* slot = nullptr;           // [n_tokens]
+  const int32_t* position = nullptr;       // [n_tokens]
+  const int32_t* block_table = nullptr;    // [slots, max_blocks]
+  const int32_t* prompt_tokens = nullptr;  // [slots]
+  int max_blocks = 0;
+  int n_tokens = 0;
+  int max_context = 0;  // host-side upper bound of position + 1 in this step
+};
+
+/// Rotates q in place inside qkv, and writes rotated k and v to the cache at each token's position.
+void rope_and_cache(void* qkv,  // [n_tokens, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads
+                    const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads, DType dtype,
+                    Stream& stream);
+
+/// Causal attention of every token over its slot's cache, positions 0 to its own (Vaswani et al. 2017; paged as in
+/// Kwon et al. 2023, arXiv:2309.06180; online softmax of Dao et al. 2022, arXiv:2205.14135). Grouped query heads:
+/// query head h reads kv head h / (n_heads / n_kv_heads).
+void paged_attention(void* out,        // [n_tokens, n_heads * head_dim]
+                     const void* qkv,  // as left by rope_and_cache
+                     const KvLayer& cache, const TokenTable& tokens, int n_heads, float scale, DType dtype,
+                     Stream& stream);
+
+/// out = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
+void silu_mul(void* out,            // [n_tokens, intermediate]
+              const void* gate_up,  // [n_tokens, 2 * intermediate]: gate, then up
+              int n_tokens, int intermediate, DType dtype, Stream& stream);
+
+/// out = x * weight^T + bias; `out_dtype` is dtype or fp32. CUDA only (cuBLAS): on the CPU `model` calls ATen.
+void linear_cuda(void* out,           // [n_rows, n_out]
+                 const void* x,       // [n_rows, n_in]
+                 const void* weight,  // [n_out, n_in]
+                 const void* bias,    // [n_out] or null
+                 int n_rows, int n_out, int n_in, DType dtype, DType out_dtype, Stream& stream);
+
+/// One entry of a block table that changes: block_table[slot * max_blocks + index] = block.
+struct BlockEntry {
+  int32_t slot, index, block;
+};
+void set_blocks(int32_t* block_table, const BlockEntry* entries, int n, int max_blocks, Stream& stream);
+
+/// A slot that opens: its sampling parameters and prompt length, and its seen-token bitmap cleared.
+struct SlotEntry {
+  int32_t slot;
+  int32_t prompt_tokens;
+  SamplingParams sampling;
+};
+struct SlotTable {
+  SamplingParams* sampling = nullptr;  // [slots]
+  int32_t* prompt_tokens = nullptr;    // [slots]
+  uint32_t* seen = nullptr;            // [slots, seen_words]: bit t of a slot's bitmap: token t was seen; null: none kept
+  int32_t* last_token = nullptr;       // [slots]
+  int seen_words = 0;                  // ceil(vocab / 32)
+};
+void open_slots(const SlotTable& slots, const SlotEntry* entries, int n, Stream& stream);
+
+/// Marks token[t] as seen by slot[t]; entries with token kFromSlot are skipped (they were marked when sampled).
+void mark_seen(const SlotTable& slots, const int32_t* slot, const int32_t* token, int n, Stream& stream);
+
+/// last_token[slot[i]] = sampled[i] for i in order.
+void set_last_token(const SlotTable& slots, const int32_t* slot, const int32_t* sampled, int n, Stream& stream);
+
+/// Picks one token a row by its slot's parameters (see SamplingParams for the order), and marks it as seen. The draw is
+/// u = uniform(seed, id_hash, position of the token that is sampled), from a counter-based generator (Philox 4x32-10,
+/// Salmon et al. 2011), and the token is the first whose cumulated probability, in order of descending logit (ties:
+/// ascending id), exceeds u: so CPU and GPU choose alike but for rounding.
+void sample(int32_t* out,            // [n]
+            const float* logits,     // [n, vocab]
+            const int32_t* slot,     // [n]
+            const int32_t* position, // [n]: position of the logits' token; the sampled one is at position + 1
+            const SlotTable& slots, int n, int vocab, Stream& stream);
+
+/// The kTopLogits largest logits a row, descending (ties: ascending id).
+void top_logits(TopLogit* out,        // [n, kTopLogits]
+                const float* logits,  // [n, vocab]
+                int n, int vocab, Stream& stream);
+
+}  // namespace pipeinfer::kernels
