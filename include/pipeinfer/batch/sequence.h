@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeinfer/batch/sampling.h"
+#include "pipeinfer/base/sampling.h"
 
 namespace pipeinfer {
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "pipeinfer/batch/sampling.h"
+#include "pipeinfer/base/sampling.h"
 
 namespace pipeinfer {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "pipeinfer/base/types.h"
-#include "pipeinfer/batch/sampling.h"
+#include "pipeinfer/base/sampling.h"
 #include "pipeinfer/device/device.h"
 
 namespace pipeinfer::kernels {
