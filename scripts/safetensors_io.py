@@ -5,6 +5,7 @@ and the tensors' bytes, which the offsets count from the header's end
 (https://github.com/huggingface/safetensors, section "Format").
 """
 
+import ctypes
 import json
 import math
 import os
@@ -27,6 +28,33 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+TORCH_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+
+
+def from_torch(name: str, tensor) -> Tensor:
+    """A CPU torch.Tensor as it is; neither torch nor numpy is imported for it. Raises ValueError on other dtypes."""
+    dtype = TORCH_DTYPES.get(str(tensor.dtype))
+    if dtype is None:
+        raise ValueError(f"{name}: {tensor.dtype} is no dtype of safetensors")
+
+    def load() -> bytes:
+        data = tensor.detach().contiguous()
+        return ctypes.string_at(data.data_ptr(), data.numel() * data.element_size())
+
+    return Tensor(name, dtype, tuple(tensor.shape), load)
 
 
 def write_file(path: str, tensors: list[Tensor], threads: int = 1) -> None:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from safetensors_io import Tensor, write_checkpoint
+from safetensors_io import from_torch, write_checkpoint
 
 VOCAB = 2000
 HIDDEN = 200
@@ -251,11 +251,8 @@ def complete(model: Llama, tokenizer, prompt: str, most: int = 80) -> str:
 
 
 def save(model: Llama, folder: str) -> None:
-    def tensor(name, weight):
-        half = weight.detach().to(torch.float16).contiguous()
-        return Tensor(name, "F16", tuple(half.shape), lambda: half.numpy().data)
-
-    write_checkpoint(folder, [tensor(name, weight) for name, weight in model.state_dict().items()])
+    weights = {name: weight.to(torch.float16) for name, weight in model.state_dict().items()}
+    write_checkpoint(folder, [from_torch(name, weight) for name, weight in weights.items()])
     for name, content in (
         ("config.json", CONFIG),
         ("generation_config.json", GENERATION_CONFIG),
