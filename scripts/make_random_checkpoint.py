@@ -53,7 +53,13 @@ SHAPES = {
     },
     "tiny": TINY | {"torch_dtype": "float32"},
     "tiny-gqa": TINY
-    | {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "torch_dtype": "float32"},
+    | {
+        "hidden_size": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "eos_token_id": [2, 255, 299],  # tokens that this model does choose, so that EOS is seen
+        "torch_dtype": "float32",
+    },
     "tiny-tied": TINY | {"tie_word_embeddings": True, "torch_dtype": "float32"},
     "tiny-bias": TINY | {"attention_bias": True, "mlp_bias": True, "torch_dtype": "float32"},
     "tiny-hd64": TINY
