@@ -1,0 +1,57 @@
+// When each step was received, computed and sent on this rank, and what a stage's wall clock was spent on.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+namespace pipeinfer {
+
+/// One step on one rank; seconds of now_s()'s clock. On stage 0 the receive is the return of sampled tokens; a stage
+/// that receives or sends nothing has an empty interval.
+struct StepTimes {
+  uint64_t step = 0;
+  int32_t lane = 0;
+  int32_t n_tokens = 0;
+  int32_t n_decode = 0;
+  double recv_begin_s = 0, recv_end_s = 0;
+  double compute_begin_s = 0, compute_end_s = 0;
+  double send_begin_s = 0, send_end_s = 0;
+};
+
+/// When a sender started to send what a step needs, on the common clock.
+struct SendTime {
+  uint64_t step = 0;   ///< the step whose data is sent
+  double begin_s = 0;
+};
+
+/// Keeps the newest steps of this rank. Thread-safe.
+class StepRecorder {
+ public:
+  explicit StepRecorder(size_t most_steps = 1'000'000);
+  void add(const StepTimes& times);
+  std::vector<StepTimes> steps() const;
+  /// Forgets all: a new measurement begins.
+  void clear();
+
+ private:
+  const size_t most_steps_;
+  mutable std::mutex mutex_;
+  std::deque<StepTimes> steps_;
+};
+
+/// Wall clock of a stage from its first receive to its last compute, in seconds; compute + exposed + idle = wall.
+struct StageTime {
+  double wall_s = 0;
+  double compute_s = 0;
+  double comm_exposed_s = 0;     ///< the stage computes nothing while data it needs is on the way
+  double comm_overlapped_s = 0;  ///< transfer time hidden behind its own compute
+  double idle_s = 0;             ///< nothing to compute, nothing on the way: the bubble
+};
+
+/// A receive is idle until its matching send starts, communication from then on. `sent[i]` belongs to steps[i] and is
+/// on the same clock as steps; a begin of 0 where the step receives nothing. Steps are in step order.
+StageTime split_stage_time(const std::vector<StepTimes>& steps, const std::vector<SendTime>& sent);
+
+}  // namespace pipeinfer

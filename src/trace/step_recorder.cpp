@@ -1,0 +1,48 @@
+#include "pipeinfer/trace/step_recorder.h"
+
+#include <algorithm>
+
+namespace pipeinfer {
+
+StepRecorder::StepRecorder(size_t most_steps) : most_steps_(most_steps) {}
+
+void StepRecorder::add(const StepTimes& times) {
+  std::lock_guard lock(mutex_);
+  steps_.push_back(times);
+  if (steps_.size() > most_steps_) steps_.pop_front();
+}
+
+std::vector<StepTimes> StepRecorder::steps() const {
+  std::lock_guard lock(mutex_);
+  return {steps_.begin(), steps_.end()};
+}
+
+void StepRecorder::clear() {
+  std::lock_guard lock(mutex_);
+  steps_.clear();
+}
+
+StageTime split_stage_time(const std::vector<StepTimes>& steps, const std::vector<SendTime>& sent) {
+  StageTime time;
+  if (steps.empty()) return time;
+  time.wall_s = steps.back().compute_end_s - steps.front().recv_begin_s;
+  double free_since_s = steps.front().recv_begin_s;  // the stage computes nothing since then
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const StepTimes& step = steps[i];
+    time.compute_s += step.compute_end_s - step.compute_begin_s;
+    const double gap_s = std::max(0.0, step.compute_begin_s - free_since_s);
+    double comm_s = 0, exposed_s = 0;
+    if (i < sent.size() && sent[i].begin_s > 0) {
+      const double begin_s = std::clamp(sent[i].begin_s, step.recv_begin_s, step.recv_end_s);
+      comm_s = step.recv_end_s - begin_s;
+      exposed_s = std::clamp(step.recv_end_s - std::max(begin_s, free_since_s), 0.0, gap_s);
+    }
+    time.comm_exposed_s += exposed_s;
+    time.comm_overlapped_s += comm_s - exposed_s;
+    time.idle_s += gap_s - exposed_s;
+    free_since_s = step.compute_end_s;
+  }
+  return time;
+}
+
+}  // namespace pipeinfer
