@@ -1,5 +1,6 @@
-// Completion records: how one looks in completions_rank_<r>.jsonl and completions.jsonl, and how they are written,
-// read back and merged. A killed job loses no finished record and leaves at most one torn line, which nobody reads.
+// Completion records: how one looks in completions_rank_<r>.jsonl and completions.jsonl, and how they are
+// written, read back and merged. A killed job loses no finished record and leaves at most one torn line,
+// which nobody reads.
 #pragma once
 
 #include <cstdint>
@@ -47,8 +48,8 @@ class ResultWriter {
 
   const std::string& path() const { return path_; }
 
-  /// Appends one line with one write(2): it is the kernel's when this returns. Throws Error(failed) that names the file
-  /// and the reason (a full disk), with the file as it was before.
+  /// Appends one line with one write(2): it is the kernel's when this returns. Throws Error(failed) that
+  /// names the file and the reason (a full disk), with the file as it was before.
   void write(const CompletionRecord& record);
 
  private:
@@ -65,12 +66,12 @@ struct FinishedPrompt {
   int32_t tokens_generated = 0;
 };
 
-/// Everything finished in all completions_rank_*.jsonl of a folder, by prompt_index; a torn last line is not. The first
-/// record of a prompt rules. Throws Error(usage) that names file and line of a broken record.
+/// Everything finished in all completions_rank_*.jsonl of a folder, by prompt_index; a torn last line is not.
+/// The first record of a prompt rules. Throws Error(usage) that names file and line of a broken record.
 std::map<int64_t, FinishedPrompt> read_finished(const std::string& output_dir);
 
-/// Writes completions.jsonl: the records of all rank files, in prompt order, by a temporary file and a rename. Holds
-/// no record in memory. Returns how many there are. Throws Error(failed).
+/// Writes completions.jsonl: the records of all rank files, in prompt order, by a temporary file and a
+/// rename. Holds no record in memory. Returns how many there are. Throws Error(failed).
 int64_t merge_completions(const std::string& output_dir);
 
 }  // namespace pipeinfer

@@ -14,12 +14,12 @@ enum class OutputMode {
   overwrite,  ///< removes the files of the run that is there, and nothing else
 };
 
-/// Throws Error(usage) where a run may not use the folder: it holds a run's files and the mode is fresh, it is a file,
-/// or neither it nor its nearest existing parent can be written. Changes nothing (for --dry-run).
+/// Throws Error(usage) where a run may not use the folder: it holds a run's files and the mode is fresh, it
+/// is a file, or neither it nor its nearest existing parent can be written. Changes nothing (for --dry-run).
 void check_output_dir(const std::string& output_dir, OutputMode mode);
 
-/// The same, then creates the folder with its parents, and removes the old run's files to overwrite. Rank 0 calls it,
-/// before any rank opens a file there.
+/// The same, then creates the folder with its parents, and removes the old run's files to overwrite. Rank 0
+/// calls it, before any rank opens a file there.
 void prepare_output_dir(const std::string& output_dir, OutputMode mode);
 
 /// manifest.json: all that makes the same prompts complete to the same text.
@@ -32,13 +32,13 @@ struct Manifest {
 /// Writes `<output_dir>/manifest.json` by a temporary file and a rename. Throws Error(failed).
 void write_manifest(const std::string& output_dir, const Manifest& manifest);
 
-/// Whether there is a run to resume: throws Error(usage) that names every fact and the first prompt that differ from
-/// the manifest there (prompts may be appended), that the manifest is broken, or that there are records but no
-/// manifest. False where nothing is there.
+/// Whether there is a run to resume: throws Error(usage) that names every fact and the first prompt that
+/// differ from the manifest there (prompts may be appended), that the manifest is broken, or that there are
+/// records but no manifest. False where nothing is there.
 bool check_resumable(const std::string& output_dir, const Manifest& now);
 
-/// Writes `text` to `path` by a temporary file, fsync and rename: readers see the old or the new file, whole. Throws
-/// Error(failed) that names the file and the reason.
+/// Writes `text` to `path` by a temporary file, fsync and rename: readers see the old or the new file, whole.
+/// Throws Error(failed) that names the file and the reason.
 void write_file(const std::string& path, const std::string& text);
 
 }  // namespace pipeinfer

@@ -35,8 +35,9 @@ struct PromptRecord {
   bool rejected() const { return !error.empty(); }
 };
 
-/// Reads a prompts file line by line. Rejects what can be known without the tokenizer: broken JSON, invalid UTF-8, no
-/// prompt or two, a repeated id, a field of a wrong type or range, token ids outside [0, vocab_size), none at all.
+/// Reads a prompts file line by line. Rejects what can be known without the tokenizer: broken JSON, invalid
+/// UTF-8, no prompt or two, a repeated id, a field of a wrong type or range, token ids outside [0,
+/// vocab_size), none at all.
 class PromptReader {
  public:
   /// `warn` hears of an unknown field, once a name.
@@ -67,11 +68,13 @@ struct PromptFile {
   std::vector<uint64_t> hashes;       ///< PromptRecord::hash of all prompts of the file, by prompt_index
 };
 
-/// The prompts of a file. Throws Error(usage) where it cannot be read, or holds no prompt (that the filter leaves).
+/// The prompts of a file. Throws Error(usage) where it cannot be read, or holds no prompt (that the filter
+/// leaves).
 PromptFile read_prompts(const std::string& path, int64_t vocab_size, const PromptFilter& filter,
                         const std::function<void(const std::string&)>& warn);
 
-/// Whether `text` is UTF-8 (RFC 3629: no surrogates, no overlong forms). If not, `bad` is the first byte that is not.
+/// Whether `text` is UTF-8 (RFC 3629: no surrogates, no overlong forms). If not, `bad` is the first byte that
+/// is not.
 bool is_utf8(std::string_view text, size_t* bad = nullptr);
 
 }  // namespace pipeinfer
