@@ -18,6 +18,6 @@ step() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); 
 build() {
   local preset=$1
   shift
-  [ -f "build/$preset/build.ninja" ] || cmake --preset "$preset" || return
+  [ -f "build/$preset/build.ninja" ] || cmake --preset "$preset" ${PIPEINFER_TORCH_ROOT:+-DPIPEINFER_TORCH_ROOT="$PIPEINFER_TORCH_ROOT"} || return
   cmake --build --preset "$preset" --parallel "$(nproc)" ${1:+--target "$@"}
 }

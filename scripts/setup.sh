@@ -10,16 +10,17 @@ fail() { echo "setup: $*" >&2; exit 1; }
 packages=(g++ ninja-build ccache pkg-config python3-venv libopenmpi-dev openmpi-bin libsentencepiece-dev
           nlohmann-json3-dev libspdlog-dev libcli11-dev libgtest-dev)
 # libpmix-dev: Slurm's PMIx plug-in opens the unversioned libpmix.so, which only the -dev package holds.
-[ "${1:-}" = --tests ] && packages+=(clang clang-format libclang-rt-dev libpmix-dev munge slurm-client slurmctld slurmd)
+if [ "${1:-}" = --tests ]; then
+  packages+=(clang clang-format libclang-rt-dev libpmix-dev munge slurm-client slurmctld slurmd)
+fi
 
-# libtorch_cpu.so of PyPI's torch needs libcudart and libcupti even where there is no GPU; nothing else of CUDA.
-# Where there is a GPU, torch brings all it needs (4.7 GB).
+# PyPI's libtorch_cpu.so needs libcudart and libcupti even where there is no GPU. Of torch's other CUDA libraries
+# (4.7 GB) the program needs none, the gpu preset included.
 python_packages=('cmake==4.4.*' 'numpy==2.*')
-torch_packages=('torch==2.11.0' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*')
-torch_options=(--no-deps)
-if nvidia-smi >/dev/null 2>&1; then torch_packages=('torch==2.11.0') torch_options=(); fi
-# A torch of the caller's choosing: CMake reads the same variable.
-[ -z "${PIPEINFER_TORCH_ROOT:-}" ] || torch_packages=()
+# A torch of the caller's choosing is used as it is.
+if [ -z "${PIPEINFER_TORCH_ROOT:-}" ]; then
+  python_packages+=('torch==2.11.0' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*')
+fi
 
 missing=()
 for package in "${packages[@]}"; do
@@ -50,14 +51,13 @@ if [ ${#missing[@]} -gt 0 ]; then
     >>"$log" 2>&1 || fail "apt-get could not install ${missing[*]} (wanted: Debian 12 with its mirror): $(tail -n 1 "$log")"
 fi
 
-wanted="$(/usr/bin/python3 -V) ${python_packages[*]} ${torch_options[*]} ${torch_packages[*]}"
+wanted="$(/usr/bin/python3 -V) ${python_packages[*]}"
 stamp=build/venv/pipeinfer-setup
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
-  echo "setup: installing ${python_packages[*]} ${torch_packages[*]} in build/venv"
+  echo "setup: installing ${python_packages[*]} in build/venv"
   /usr/bin/python3 -m venv build/venv >>"$log" 2>&1 || fail "python3 -m venv failed: $(tail -n 1 "$log")"
-  pip=(build/venv/bin/pip install --quiet --disable-pip-version-check --no-cache-dir)
-  "${pip[@]}" "${python_packages[@]}" >>"$log" 2>&1 &&
-    { [ ${#torch_packages[@]} = 0 ] || "${pip[@]}" "${torch_options[@]}" "${torch_packages[@]}" >>"$log" 2>&1; } ||
-    fail "pip could not install them, is PyPI reachable? $(grep -m 1 ERROR "$log" || tail -n 1 "$log")"
+  # --no-deps: none of these needs another one to build or test with.
+  build/venv/bin/pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps "${python_packages[@]}" \
+    >>"$log" 2>&1 || fail "pip could not install ${python_packages[*]}, is PyPI reachable? See $log"
   echo "$wanted" >$stamp
 fi
