@@ -1,0 +1,203 @@
+#include "llama_modules.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <cmath>
+
+#include "aten_cpu.h"
+#include "scalar_type.h"
+
+namespace pipeinfer {
+
+namespace model {
+
+at::Tensor ParameterMaker::make(const std::vector<int64_t>& shape) {
+  size_t bytes = dtype_size(dtype_);
+  for (int64_t size : shape) bytes *= size;
+  const at::Device device = device_.is_cuda() ? at::Device(at::kCUDA, device_.index) : at::Device(at::kCPU);
+  const auto options = at::TensorOptions().dtype(scalar_type(dtype_)).device(device);
+  return at::from_blob(
+      arena_.take(bytes), shape, [](void*) {}, options, device);
+}
+
+void ParameterMaker::map(const at::Tensor& parameter, int64_t first, int64_t rows, const std::string& name) {
+  if (!parameter.data_ptr()) return;  // the arena only counts
+  std::vector<int64_t> shape = parameter.sizes().vec();
+  const size_t row_bytes = parameter.nbytes() / shape[0];
+  shape[0] = rows;
+  slices_.push_back({name, shape, static_cast<char*>(parameter.data_ptr()) + first * row_bytes});
+}
+
+Linear::Linear(ParameterMaker& maker, const std::vector<Part>& parts, int64_t n_in, bool bias) {
+  int64_t n_out = 0;
+  for (const Part& part : parts) n_out += part.rows;
+  weight_ = register_parameter("weight", maker.make({n_out, n_in}), false);
+  if (bias) bias_ = register_parameter("bias", maker.make({n_out}), false);
+  int64_t first = 0;
+  for (const Part& part : parts) {
+    maker.map(weight_, first, part.rows, part.name + ".weight");
+    if (bias) maker.map(bias_, first, part.rows, part.name + ".bias");
+    first += part.rows;
+  }
+}
+
+Linear::Linear(const at::Tensor& weight) : weight_(register_parameter("weight", weight, false)) {}
+
+void Linear::forward(void* out, const void* x, int n_rows, DType dtype, DType out_dtype,
+                     Stream& stream) const {
+  const void* bias = bias_.defined() ? bias_.data_ptr() : nullptr;
+  const int n_out = weight_.size(0), n_in = weight_.size(1);
+  if (stream.device().is_cuda())
+    kernels::linear_cuda(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, dtype, out_dtype, stream);
+  else
+    linear_cpu(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, dtype, out_dtype);
+}
+
+Embedding::Embedding(ParameterMaker& maker, const std::string& name, int64_t vocab, int64_t hidden)
+    : weight_(register_parameter("weight", maker.make({vocab, hidden}), false)) {
+  maker.map(weight_, 0, vocab, name + ".weight");
+}
+
+void Embedding::forward(const Pass& pass, const int32_t* token, const int32_t* last_token) const {
+  kernels::embed(pass.x, weight_.data_ptr(), token, pass.tokens.slot, last_token, pass.tokens.n_tokens,
+                 weight_.size(1), pass.dtype, pass.stream);
+}
+
+RmsNorm::RmsNorm(ParameterMaker& maker, const std::string& name, int64_t hidden, double eps)
+    : eps_(static_cast<float>(eps)), weight_(register_parameter("weight", maker.make({hidden}), false)) {
+  maker.map(weight_, 0, hidden, name + ".weight");
+}
+
+void RmsNorm::forward(void* out, void* x, const void* delta, const int32_t* row, int n_rows, DType dtype,
+                      Stream& stream) const {
+  kernels::rms_norm(out, x, delta, weight_.data_ptr(), row, n_rows, weight_.size(0), eps_, dtype, stream);
+}
+
+Attention::Attention(ParameterMaker& maker, const std::string& name, const ModelConfig& config)
+    : n_heads_(config.n_heads), scale_(1 / std::sqrt(static_cast<float>(config.head_dim))) {
+  const std::vector<Linear::Part> qkv = {{name + ".q_proj", config.q_size()},
+                                         {name + ".k_proj", config.kv_size()},
+                                         {name + ".v_proj", config.kv_size()}};
+  const std::vector<Linear::Part> o = {{name + ".o_proj", config.hidden_size}};
+  qkv_proj_ = register_module(
+      "qkv_proj", std::make_shared<Linear>(maker, qkv, config.hidden_size, config.attention_bias));
+  o_proj_ =
+      register_module("o_proj", std::make_shared<Linear>(maker, o, config.q_size(), config.attention_bias));
+}
+
+void Attention::forward(const Pass& pass, const kernels::KvLayer& cache) const {
+  const Workspace& space = pass.space;
+  const int n = pass.tokens.n_tokens;
+  qkv_proj_->forward(space.qkv, space.normed, n, pass.dtype, pass.dtype, pass.stream);
+  kernels::rope_and_cache(space.qkv, cache, pass.tokens, pass.rope, n_heads_, pass.dtype, pass.stream);
+  kernels::paged_attention(space.attended, space.qkv, cache, pass.tokens, n_heads_, scale_, pass.dtype,
+                           pass.stream);
+  o_proj_->forward(space.delta, space.attended, n, pass.dtype, pass.dtype, pass.stream);
+}
+
+Mlp::Mlp(ParameterMaker& maker, const std::string& name, const ModelConfig& config)
+    : intermediate_(config.intermediate_size) {
+  const std::vector<Linear::Part> gate_up = {{name + ".gate_proj", intermediate_},
+                                             {name + ".up_proj", intermediate_}};
+  const std::vector<Linear::Part> down = {{name + ".down_proj", config.hidden_size}};
+  gate_up_proj_ = register_module(
+      "gate_up_proj", std::make_shared<Linear>(maker, gate_up, config.hidden_size, config.mlp_bias));
+  down_proj_ =
+      register_module("down_proj", std::make_shared<Linear>(maker, down, intermediate_, config.mlp_bias));
+}
+
+void Mlp::forward(const Pass& pass) const {
+  const Workspace& space = pass.space;
+  const int n = pass.tokens.n_tokens;
+  gate_up_proj_->forward(space.gate_up, space.normed, n, pass.dtype, pass.dtype, pass.stream);
+  kernels::silu_mul(space.mlp, space.gate_up, n, intermediate_, pass.dtype, pass.stream);
+  down_proj_->forward(space.delta, space.mlp, n, pass.dtype, pass.dtype, pass.stream);
+}
+
+DecoderLayer::DecoderLayer(ParameterMaker& maker, const std::string& name, const ModelConfig& config) {
+  const auto norm = [&](const char* which) {
+    return register_module(which, std::make_shared<RmsNorm>(maker, cat(name, ".", which), config.hidden_size,
+                                                            config.rms_norm_eps));
+  };
+  input_layernorm_ = norm("input_layernorm");
+  self_attn_ = register_module("self_attn", std::make_shared<Attention>(maker, name + ".self_attn", config));
+  post_attention_layernorm_ = norm("post_attention_layernorm");
+  mlp_ = register_module("mlp", std::make_shared<Mlp>(maker, name + ".mlp", config));
+}
+
+void DecoderLayer::forward(const Pass& pass, const void* delta, const kernels::KvLayer& cache) const {
+  const Workspace& space = pass.space;
+  const int n = pass.tokens.n_tokens;
+  input_layernorm_->forward(space.normed, pass.x, delta, nullptr, n, pass.dtype, pass.stream);
+  self_attn_->forward(pass, cache);
+  post_attention_layernorm_->forward(space.normed, pass.x, space.delta, nullptr, n, pass.dtype, pass.stream);
+  mlp_->forward(pass);
+}
+
+LlamaModel::LlamaModel(ParameterMaker& maker, const ModelConfig& config, const StageOptions& options)
+    : hidden_(config.hidden_size) {
+  const std::string embedding = "model.embed_tokens";
+  if (options.first_layer == 0)
+    embed_tokens_ = register_module(
+        "embed_tokens", std::make_shared<Embedding>(maker, embedding, config.vocab_size, hidden_));
+  const auto layers = register_module("layers", std::make_shared<torch::nn::Module>("layers"));
+  for (int i = options.first_layer; i < options.last_layer; ++i)
+    layers_.push_back(layers->register_module(
+        std::to_string(i), std::make_shared<DecoderLayer>(maker, cat("model.layers.", i), config)));
+  if (options.last_layer < config.n_layers) return;
+
+  norm_ =
+      register_module("norm", std::make_shared<RmsNorm>(maker, "model.norm", hidden_, config.rms_norm_eps));
+  const std::vector<Linear::Part> head = {
+      {config.tie_word_embeddings ? embedding : "lm_head", config.vocab_size}};
+  lm_head_ = register_module("lm_head", config.tie_word_embeddings && embed_tokens_
+                                            ? std::make_shared<Linear>(embed_tokens_->weight())
+                                            : std::make_shared<Linear>(maker, head, hidden_, false));
+}
+
+void LlamaModel::embed(const Pass& pass, const int32_t* token, const int32_t* last_token) const {
+  embed_tokens_->forward(pass, token, last_token);
+}
+
+void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
+  const void* delta = nullptr;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i]->forward(pass, delta, cache.layer(i));
+    delta = pass.space.delta;
+  }
+  kernels::add(pass.x, delta, int64_t{pass.tokens.n_tokens} * hidden_, pass.dtype, pass.stream);
+}
+
+void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const {
+  norm_->forward(pass.space.normed, pass.x, nullptr, row, n_rows, pass.dtype, pass.stream);
+  lm_head_->forward(logits, pass.space.normed, n_rows, pass.dtype, DType::fp32, pass.stream);
+}
+
+StageModules::StageModules(const ModelConfig& config, const StageOptions& options, Arena& arena,
+                           Device device) {
+  ParameterMaker maker(arena, device, options.dtype);
+  model_ = std::make_shared<LlamaModel>(maker, config, options);
+  slices_ = maker.slices();
+}
+
+StageModules::~StageModules() = default;
+
+void StageModules::embed(const Pass& pass, const int32_t* token, const int32_t* last_token) const {
+  model_->embed(pass, token, last_token);
+}
+
+void StageModules::forward(const Pass& pass, const KvCache& cache) const { model_->forward(pass, cache); }
+
+void StageModules::head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const {
+  model_->head(logits, pass, row, n_rows);
+}
+
+}  // namespace model
+
+int64_t weight_bytes(const ModelConfig& config, const StageOptions& options) {
+  model::Arena count;
+  model::StageModules(config, options, count, Device{});
+  return count.used();
+}
+
+}  // namespace pipeinfer

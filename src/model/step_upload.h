@@ -1,0 +1,51 @@
+// Small host tables on their way to the device: one pinned buffer and one copy a step.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "pipeinfer/base/check.h"
+#include "pipeinfer/device/device.h"
+#include "pipeinfer/model/stage_options.h"
+
+namespace pipeinfer::model {
+
+/// Most bytes of a step's tables.
+size_t table_bytes(const StageOptions& options);
+
+/// A ring of pinned buffers in front of one device buffer: the stream's order keeps a step's tables on the device
+/// until its kernels have read them, and an event a pinned buffer until it was copied.
+class StepUpload {
+ public:
+  /// `device_memory` [table_bytes(options)] is the caller's.
+  StepUpload(const StageOptions& options, Device device, void* device_memory);
+
+  /// Takes the next pinned buffer. Waits only where the ring is full.
+  void begin();
+
+  /// Adds a table; returns where it will be on the device.
+  template <typename T>
+  const T* put(std::span<const T> values) {
+    return static_cast<const T*>(put(values.data(), values.size_bytes()));
+  }
+  template <typename T>
+  const T* put(const std::vector<T>& values) {
+    return put(std::span<const T>(values));
+  }
+
+  /// Enqueues the copy of what was put since `begin`.
+  void send(Stream& stream);
+
+ private:
+  const void* put(const void* values, size_t bytes);
+
+  char* device_;
+  size_t capacity_;
+  std::vector<PinnedBuffer> ring_;
+  std::vector<Event> sent_;
+  size_t turn_ = 0;
+  size_t used_ = 0;
+};
+
+}  // namespace pipeinfer::model

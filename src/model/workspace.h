@@ -1,0 +1,31 @@
+// Device memory of a stage beside weights and KV cache: allocated once, used by every step.
+#pragma once
+
+#include <cstdint>
+
+#include "arena.h"
+#include "pipeinfer/kernels/kernels.h"
+#include "pipeinfer/model/stage_options.h"
+
+namespace pipeinfer::model {
+
+/// All in the stage's dtype unless typed otherwise. T = max_tokens.
+struct Workspace {
+  void* x = nullptr;         // [T, hidden]: the residual stream of the last stage
+  void* normed = nullptr;    // [T, hidden]
+  void* qkv = nullptr;       // [T, q + 2 kv]
+  void* attended = nullptr;  // [T, q]
+  void* gate_up = nullptr;   // [T, 2 intermediate]
+  void* mlp = nullptr;       // [T, intermediate]
+  void* delta = nullptr;     // [T, hidden]: what attention or MLP adds to x
+  float* logits = nullptr;   // [kHeadRows, vocab]; last stage only
+
+  kernels::SlotTable slots;        // `seen` on the last stage only
+  int32_t* block_table = nullptr;  // [slots, max_blocks]
+  float* inv_freq = nullptr;       // [head_dim / 2]
+  void* tables = nullptr;          // a step's tables, see step_upload.h
+};
+
+Workspace make_workspace(const ModelConfig& config, const StageOptions& options, Arena& arena);
+
+}  // namespace pipeinfer::model
