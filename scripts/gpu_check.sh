@@ -5,8 +5,8 @@
 #        scripts/gpu_check.sh build|tests|equality... (where there are GPUs) unpacks them if MPI is missing
 source "$(dirname "$0")/lib.sh"
 packages=build/gpu-packages
-# Debian's mpirun wants a remote shell by name, even for one machine.
-command -v ssh >/dev/null || export OMPI_MCA_plm_rsh_agent=sh
+# The packages below leave out what one machine needs no MPI for: a remote shell, and InfiniBand's libraries.
+export OMPI_MCA_plm_rsh_agent=sh OMPI_MCA_mtl=^ofi,psm,psm2
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true)
 
 pack() {
@@ -14,7 +14,7 @@ pack() {
   (cd $packages && rm -f ./*.deb && apt-get download -qq \
     pkg-config pkgconf pkgconf-bin libpkgconf3 openmpi-bin openmpi-common libopenmpi3 libopenmpi-dev libpmix2 \
     libhwloc15 libevent-core-2.1-7 libevent-pthreads-2.1-7 libmunge2 libucx0 libfabric1 libibverbs1 librdmacm1 \
-    libnl-3-200 libnl-route-3-200 libpsm2-2 libpsm-infinipath1 libnuma1 libltdl7 zlib1g libsentencepiece0 \
+    libnl-3-200 libnl-route-3-200 libnuma1 libltdl7 zlib1g libsentencepiece0 \
     libsentencepiece-dev libprotobuf-lite32 nlohmann-json3-dev libspdlog1.10 libspdlog-dev libfmt9 libfmt-dev \
     libcli11-dev libgtest-dev googletest)
   du -sh $packages
