@@ -62,7 +62,6 @@ void StageWorker::execute(StepPlan plan) {
   Flight& flight = this->flight(next_);
   flight.plan = std::move(plan);
   flight.begun_s = now_s();
-  rank_.watchdog.step_begun();
   receive(flight);
   flight.sent.block(compute_);  // of the flight's previous step: its hidden_out is free
   flight.compute_begin.record(compute_);
@@ -79,7 +78,7 @@ void StageWorker::execute(StepPlan plan) {
 void StageWorker::receive(Flight& flight) {
   if (first_) {  // tokens come on the compute stream: nothing of this lane can run before them
     flight.recv_begin.record(compute_);
-    take_tokens(flight.plan.lane);
+    flight.received_step = take_tokens(flight.plan.lane);
     flight.received.record(compute_);
     return;
   }
@@ -88,18 +87,22 @@ void StageWorker::receive(Flight& flight) {
   hidden_in_->recv(flight.hidden_in.data(), flight.plan.n_tokens() * stage_.hidden_bytes(), recv_);
   flight.received.record(recv_);
   flight.received.block(compute_);
+  flight.received_step = static_cast<int64_t>(flight.plan.step);
 }
 
 // All steps up to the lane's latest one: the link's order is the steps' order.
-void StageWorker::take_tokens(int lane) {
+int64_t StageWorker::take_tokens(int lane) {
+  int64_t newest = -1;
   size_t n = untaken_.size();
   while (n > 0 && untaken_[n - 1].lane != lane) --n;
   for (; n > 0; --n) {
     const StepPlan& earlier = untaken_.front();
     tokens_link_->recv(taken_.data(), earlier.n_samples() * sizeof(int32_t), compute_);
     stage_.take_tokens(earlier, taken_.as<int32_t>(), compute_);
+    newest = static_cast<int64_t>(earlier.step);
     untaken_.pop_front();
   }
+  return newest;
 }
 
 void StageWorker::send(Flight& flight) {
@@ -140,6 +143,7 @@ bool StageWorker::retire() {
                     .lane = plan.lane,
                     .n_tokens = plan.n_tokens(),
                     .n_decode = plan.n_decode(),
+                    .received_step = flight.received_step,
                     .recv_begin_s = flight.recv_begin.time_s(),
                     .recv_end_s = flight.received.time_s(),
                     .compute_begin_s = flight.compute_begin.time_s(),
@@ -149,7 +153,7 @@ bool StageWorker::retire() {
     times.send_end_s = sends ? flight.sent.time_s() : times.compute_end_s;
     rank_.recorder.add(times);
     if (last_) {
-      StepResult result{.step = plan.step, .lane = plan.lane};
+      StepResult result{plan.step, plan.lane, {}, {}};
       const auto* sampled = flight.host_sampled.as<int32_t>();
       result.tokens.assign(sampled, sampled + plan.n_samples());
       if (plan.want_top) {

@@ -47,14 +47,15 @@ void Watchdog::enter(Phase phase) {
   job_.control().show_life(phase, done_);
 }
 
-void Watchdog::step_begun() {
-  if (begun_.fetch_add(1) == done_) last_progress_s_ = now_s();  // from idle: the clock starts now
-}
-
 void Watchdog::step_done(double took_s) {
   longest_step_s_ = std::max(longest_step_s_.load(), took_s);
   last_progress_s_ = now_s();
   job_.control().show_life(phase_, ++done_);
+}
+
+void Watchdog::outstanding(size_t steps, double longest_s) {
+  longest_step_s_ = std::max(longest_step_s_.load(), longest_s);
+  if (outstanding_.exchange(steps) != steps) last_progress_s_ = now_s();
 }
 
 void Watchdog::pause() { sleep_s(20e-6); }
@@ -63,6 +64,11 @@ void Watchdog::check() const {
   if (!faulty_) return;
   std::lock_guard lock(mutex_);
   throw Error(fault_->code, fault_->message);
+}
+
+std::string Watchdog::reason() const {
+  std::lock_guard lock(mutex_);
+  return fault_ ? fault_->message : "";
 }
 
 std::string Watchdog::name(int rank) const { return cat("rank ", rank, " (", job_.hosts()[rank], ")"); }
@@ -90,9 +96,10 @@ void Watchdog::look() {
   while (control.poll(Tag::stop)) stop_requested_ = true;
   // A signal that took a peer too is a fault, not a stop: mpirun sends SIGTERM to the survivors of a dead rank.
   if (job_.rank() == 0) {
-    for (int peer = 1; peer < job_.size(); ++peer) check_peer(peer);
+    for (int peer = 1; peer < job_.size(); ++peer) check_lost(peer);
+    check_stuck();
   } else {
-    check_peer(0);
+    check_lost(0);
   }
   if (stop_ && !told_stop_.exchange(true)) {
     if (job_.rank() == 0)
@@ -102,27 +109,32 @@ void Watchdog::look() {
   }
 }
 
-void Watchdog::check_peer(int peer) {
+void Watchdog::check_lost(int peer) {
   if (faulty_ || leaving_) return;
   const PeerLife life = job_.control().life(peer);
-  if (life.silent_s > timeout_s_)
-    raise({ExitCode::failed,
-           cat(name(peer), " is lost: no sign of life for ", life.silent_s, " s (after ", life.progress,
-               " steps; --timeout-s is ", timeout_s_, ")"),
-           true},
-          true);
-  const double patience = std::max(timeout_s_, kStuckSteps * longest_step_s_.load());
-  if (job_.rank() == 0 && phase_ == Phase::serving && begun_ > done_ && now_s() - last_progress_s_ > patience) {
-    int slowest = 0;
-    uint64_t least = done_;
-    for (int r = 1; r < job_.size(); ++r)
-      if (const auto progress = job_.control().life(r).progress; progress < least) slowest = r, least = progress;
-    raise({ExitCode::failed,
-           cat(name(slowest), " is stuck: it shows life but no step completed for ", patience, " s (after ", least,
-               " steps)"),
-           true},
-          true);
-  }
+  if (life.silent_s <= timeout_s_) return;
+  raise({ExitCode::failed,
+         cat(name(peer), " is lost: no sign of life for ", life.silent_s, " s, after ", life.progress,
+             " steps (--timeout-s is ", timeout_s_, ")"),
+         true},
+        true);
+}
+
+// The first rank of those that have completed the fewest steps holds up the others. One that is falling silent is
+// judged by that.
+void Watchdog::check_stuck() {
+  const double patience_s = std::max(timeout_s_, kStuckSteps * longest_step_s_.load());
+  if (faulty_ || leaving_ || outstanding_ == 0 || now_s() - last_progress_s_ < patience_s) return;
+  int slowest = 0;
+  uint64_t least = done_;
+  for (int peer = 1; peer < job_.size(); ++peer)
+    if (const auto progress = job_.control().life(peer).progress; progress < least) slowest = peer, least = progress;
+  if (slowest != 0 && job_.control().life(slowest).silent_s > timeout_s_ / 2) return;
+  raise({ExitCode::failed,
+         cat(name(slowest), " is stuck: it shows life but completed no step for ", patience_s, " s, after ", least,
+             " steps"),
+         true},
+        true);
 }
 
 void Watchdog::raise(Fault fault, bool tell) {
@@ -130,7 +142,10 @@ void Watchdog::raise(Fault fault, bool tell) {
     std::lock_guard lock(mutex_);
     if (fault_) return;
     fault_ = fault;
-    if (job_.rank() == 0 || (fault.peer_lost && tell)) log_.fatal(fault.message);
+    if (job_.rank() == 0 || (fault.peer_lost && tell))
+      log_.fatal(fault.message);
+    else
+      log_.info("the run ends: ", fault.message);
     faulty_ = true;
   }
   if (tell) tell_all(fault);

@@ -27,13 +27,14 @@ StageTime split_stage_time(const std::vector<StepTimes>& steps, const std::vecto
   if (steps.empty()) return time;
   time.wall_s = steps.back().compute_end_s - steps.front().recv_begin_s;
   double free_since_s = steps.front().recv_begin_s;  // the stage computes nothing since then
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const StepTimes& step = steps[i];
+  for (const StepTimes& step : steps) {
     time.compute_s += step.compute_end_s - step.compute_begin_s;
     const double gap_s = std::max(0.0, step.compute_begin_s - free_since_s);
     double comm_s = 0, exposed_s = 0;
-    if (i < sent.size() && sent[i].begin_s > 0) {
-      const double begin_s = std::clamp(sent[i].begin_s, step.recv_begin_s, step.recv_end_s);
+    const auto match = std::lower_bound(sent.begin(), sent.end(), step.received_step,
+                                        [](const SendTime& s, int64_t step) { return int64_t(s.step) < step; });
+    if (match != sent.end() && int64_t(match->step) == step.received_step) {
+      const double begin_s = std::clamp(match->begin_s, step.recv_begin_s, step.recv_end_s);
       comm_s = step.recv_end_s - begin_s;
       exposed_s = std::clamp(step.recv_end_s - std::max(begin_s, free_since_s), 0.0, gap_s);
     }

@@ -21,7 +21,8 @@ enum class Tag : int {
   exit_code = 7,  ///< 0 -> all: the exit code all ranks leave with
   stop = 8,       ///< any -> 0: SIGTERM or SIGUSR1 was seen on this rank
   unique_id = 9,  ///< NCCL bootstrap of a link
-  timing = 10,    ///< clock offsets and send times for the closing figures
+  timing = 10,    ///< a stage -> the next one: when it sent each step
+  clock = 11,     ///< 0 <-> rank: clock offsets
 };
 
 struct Message {

@@ -57,13 +57,14 @@ class StageWorker {
     explicit Flight(Device device);
     StepPlan plan;
     double begun_s = 0;
+    int64_t received_step = -1;
     DeviceBuffer hidden_in, hidden_out, sampled, top;
     PinnedBuffer host_sampled, host_top;
     Event recv_begin, received, compute_begin, computed, send_begin, sent, reported;
   };
 
   void receive(Flight& flight);
-  void take_tokens(int lane);
+  int64_t take_tokens(int lane);  // returns the newest step whose tokens were taken, -1: none
   void send(Flight& flight);
   Flight& flight(uint64_t index) { return flights_[index % flights_.size()]; }
 

@@ -32,9 +32,11 @@ class Watchdog {
   /// This rank's phase, for its peers.
   void enter(Phase phase);
 
-  /// A step was begun or completed on this rank. On rank 0 also from plan to result.
-  void step_begun();
+  /// This rank's stage has completed a step.
   void step_done(double took_s);
+
+  /// Rank 0: steps that are planned and not committed, and the longest that one took from plan to result.
+  void outstanding(size_t steps, double longest_s);
 
   /// Throws the fault, if there is one: call it in every loop that waits.
   void check() const;
@@ -47,6 +49,9 @@ class Watchdog {
       if (i > 200) pause();
     }
   }
+
+  /// Why the run ends: the first fault's sentence; empty without one.
+  std::string reason() const;
 
   /// A rank, anywhere, was told to stop (rank 0 only).
   bool stop_requested() const { return stop_requested_.load(); }
@@ -72,7 +77,8 @@ class Watchdog {
   void look();
   void raise(Fault fault, bool tell);
   void tell_all(const Fault& fault);
-  void check_peer(int peer);
+  void check_lost(int peer);
+  void check_stuck();
   std::string name(int rank) const;
   static void pause();
 
@@ -85,7 +91,8 @@ class Watchdog {
   std::function<void()> on_fault_;
   std::atomic<bool> faulty_{false}, stop_requested_{false}, quit_{false}, told_stop_{false}, leaving_{false};
   std::atomic<Phase> phase_{Phase::starting};
-  std::atomic<uint64_t> begun_{0}, done_{0};
+  std::atomic<uint64_t> done_{0};
+  std::atomic<size_t> outstanding_{0};
   std::atomic<double> longest_step_s_{0}, last_progress_s_;
   std::thread thread_;
 };

@@ -15,6 +15,7 @@ struct StepTimes {
   int32_t lane = 0;
   int32_t n_tokens = 0;
   int32_t n_decode = 0;
+  int64_t received_step = -1;  ///< the step whose data was received: this one, on stage 0 an earlier one; -1: nothing
   double recv_begin_s = 0, recv_end_s = 0;
   double compute_begin_s = 0, compute_end_s = 0;
   double send_begin_s = 0, send_end_s = 0;
@@ -50,8 +51,8 @@ struct StageTime {
   double idle_s = 0;             ///< nothing to compute, nothing on the way: the bubble
 };
 
-/// A receive is idle until its matching send starts, communication from then on. `sent[i]` belongs to steps[i] and is
-/// on the same clock as steps; a begin of 0 where the step receives nothing. Steps are in step order.
+/// A receive is idle until its matching send starts, communication from then on. `sent` holds what the stage before
+/// this one sent, on the same clock; both are in step order.
 StageTime split_stage_time(const std::vector<StepTimes>& steps, const std::vector<SendTime>& sent);
 
 }  // namespace pipeinfer
