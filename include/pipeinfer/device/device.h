@@ -36,8 +36,9 @@ DeviceInfo device_info(Device device);
 
 /// Use of the device now: NVML on a GPU (fields are -1 where NVML is missing), /proc on the CPU.
 struct DeviceUse {
-  double busy_percent = -1;    ///< of the device (GPU) or of the process over all its cores (CPU), since the last call
-  int64_t used_bytes = -1;     ///< GPU: device memory in use; CPU: resident set of the process
+  double busy_percent = -1;  ///< of the device (GPU) or of the process over all its cores (CPU), since this
+                             ///< thread's last call
+  int64_t used_bytes = -1;   ///< GPU: device memory in use; CPU: resident set of the process
 };
 DeviceUse device_use(Device device);
 

@@ -5,11 +5,14 @@
 
 #include <cstdint>
 
-#include "pipeinfer/base/types.h"
 #include "pipeinfer/base/sampling.h"
+#include "pipeinfer/base/types.h"
 #include "pipeinfer/device/device.h"
 
 namespace pipeinfer::kernels {
+
+inline constexpr int kMaxHeadDim = 256;  ///< head_dim is even and at most this
+inline constexpr int kMaxVocab = 1 << 22;
 
 /// out[t] = table[token[t]], or table[last_token[slot[t]]] where token[t] is kFromSlot (-1).
 void embed(void* out,                  // [n_tokens, hidden]
@@ -21,11 +24,11 @@ void embed(void* out,                  // [n_tokens, hidden]
 
 /// out = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467). With `delta`, first x += delta
 /// (the residual, rounded to dtype and kept in x). `row` picks the rows (out[i] from x[row[i]]); null: all in order.
-void rms_norm(void* out,            // [n_rows, hidden]
-              void* x,              // [., hidden]
-              const void* delta,    // like x, or null
-              const void* weight,   // [hidden]
-              const int32_t* row,   // [n_rows] or null; not with delta
+void rms_norm(void* out,           // [n_rows, hidden]
+              void* x,             // [., hidden]
+              const void* delta,   // like x, or null
+              const void* weight,  // [hidden]
+              const int32_t* row,  // [n_rows] or null; not with delta
               int n_rows, int hidden, float eps, DType dtype, Stream& stream);
 
 /// x += delta, n elements.
@@ -58,12 +61,14 @@ struct TokenTable {
   int max_blocks = 0;
   int n_tokens = 0;
   int max_context = 0;  // host-side upper bound of position + 1 in this step
+  int n_single = 0;     // leading tokens that are alone in their row, StepPlan::n_decode(): a GPU runs them by a
+                        //   kernel of their own, the rest in tiles of neighbours; 0 is right too, but slow
 };
 
 /// Rotates q in place inside qkv, and writes rotated k and v to the cache at each token's position.
 void rope_and_cache(void* qkv,  // [n_tokens, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads
-                    const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads, DType dtype,
-                    Stream& stream);
+                    const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads,
+                    DType dtype, Stream& stream);
 
 /// Causal attention of every token over its slot's cache, positions 0 to its own (Vaswani et al. 2017; paged as in
 /// Kwon et al. 2023, arXiv:2309.06180; online softmax of Dao et al. 2022, arXiv:2205.14135). Grouped query heads:
@@ -98,9 +103,9 @@ struct SlotEntry {
   SamplingParams sampling;
 };
 struct SlotTable {
-  SamplingParams* sampling = nullptr;  // [slots]
-  int32_t* prompt_tokens = nullptr;    // [slots]
-  uint32_t* seen = nullptr;            // [slots, seen_words]: bit t of a slot's bitmap: token t was seen; null: none kept
+  SamplingParams* sampling = nullptr;  // [slots] or null where the stage does not sample
+  int32_t* prompt_tokens = nullptr;    // [slots] or null where none are kept
+  uint32_t* seen = nullptr;            // [slots, seen_words]: bit t: token t was seen; null: none kept
   int32_t* last_token = nullptr;       // [slots]
   int seen_words = 0;                  // ceil(vocab / 32)
 };
@@ -109,20 +114,23 @@ void open_slots(const SlotTable& slots, const SlotEntry* entries, int n, Stream&
 /// Marks token[t] as seen by slot[t]; entries with token kFromSlot are skipped (they were marked when sampled).
 void mark_seen(const SlotTable& slots, const int32_t* slot, const int32_t* token, int n, Stream& stream);
 
-/// last_token[slot[i]] = sampled[i] for i in order.
-void set_last_token(const SlotTable& slots, const int32_t* slot, const int32_t* sampled, int n, Stream& stream);
+/// last_token[slot[i]] = sampled[i] for i in order. Equal slots are neighbours, as in a plan.
+void set_last_token(const SlotTable& slots, const int32_t* slot, const int32_t* sampled, int n,
+                    Stream& stream);
 
 /// Picks one token a row by its slot's parameters (see SamplingParams for the order), and marks it as seen. The draw is
 /// u = uniform(seed, id_hash, position of the token that is sampled), from a counter-based generator (Philox 4x32-10,
 /// Salmon et al. 2011), and the token is the first whose cumulated probability, in order of descending logit (ties:
-/// ascending id), exceeds u: so CPU and GPU choose alike but for rounding.
-void sample(int32_t* out,            // [n]
-            const float* logits,     // [n, vocab]
-            const int32_t* slot,     // [n]
-            const int32_t* position, // [n]: position of the logits' token; the sampled one is at position + 1
+/// ascending id), exceeds u: so CPU and GPU choose alike but for rounding. NaN counts as -inf. All rows see the slots'
+/// seen tokens as they were before the call.
+void sample(int32_t* out,             // [n]
+            const float* logits,      // [n, vocab]
+            const int32_t* slot,      // [n]
+            const int32_t* position,  // [n]: of the logits' token; the sampled one is at position + 1
             const SlotTable& slots, int n, int vocab, Stream& stream);
 
-/// The kTopLogits largest logits a row, descending (ties: ascending id).
+/// The kTopLogits largest logits a row, descending (ties: ascending id; NaN is reported as -inf). Where the vocabulary
+/// is smaller, the rest is {-1, -inf}.
 void top_logits(TopLogit* out,        // [n, kTopLogits]
                 const float* logits,  // [n, vocab]
                 int n, int vocab, Stream& stream);

@@ -1,0 +1,24 @@
+#include "../ops.h"
+
+namespace pipeinfer::kernels {
+
+const Ops& cpu_ops() {
+  static constexpr Ops ops{
+      .embed = cpu::embed,
+      .rms_norm = cpu::rms_norm,
+      .add = cpu::add,
+      .rope_and_cache = cpu::rope_and_cache,
+      .paged_attention = cpu::paged_attention,
+      .silu_mul = cpu::silu_mul,
+      .linear_cuda = nullptr,  // refused by name before it gets here
+      .set_blocks = cpu::set_blocks,
+      .open_slots = cpu::open_slots,
+      .mark_seen = cpu::mark_seen,
+      .set_last_token = cpu::set_last_token,
+      .sample = cpu::sample,
+      .top_logits = cpu::top_logits,
+  };
+  return ops;
+}
+
+}  // namespace pipeinfer::kernels

@@ -1,0 +1,11 @@
+// The twin of cuda/ for builds without CUDA.
+#include "ops.h"
+#include "pipeinfer/base/error.h"
+
+namespace pipeinfer::kernels {
+
+const Ops& cuda_ops() {
+  usage_error("a CUDA kernel was asked for, but this pipeinfer was built without CUDA");
+}
+
+}  // namespace pipeinfer::kernels

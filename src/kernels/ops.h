@@ -1,0 +1,60 @@
+// The operations of kernels.h once a back-end: declared with the types of the public functions, found through a table.
+#pragma once
+
+#include "pipeinfer/kernels/kernels.h"
+
+namespace pipeinfer::kernels {
+
+struct Ops {
+  decltype(&kernels::embed) embed;
+  decltype(&kernels::rms_norm) rms_norm;
+  decltype(&kernels::add) add;
+  decltype(&kernels::rope_and_cache) rope_and_cache;
+  decltype(&kernels::paged_attention) paged_attention;
+  decltype(&kernels::silu_mul) silu_mul;
+  decltype(&kernels::linear_cuda) linear_cuda;
+  decltype(&kernels::set_blocks) set_blocks;
+  decltype(&kernels::open_slots) open_slots;
+  decltype(&kernels::mark_seen) mark_seen;
+  decltype(&kernels::set_last_token) set_last_token;
+  decltype(&kernels::sample) sample;
+  decltype(&kernels::top_logits) top_logits;
+};
+
+const Ops& cpu_ops();
+
+/// Throws Error(usage) where CUDA is not built in.
+const Ops& cuda_ops();
+
+namespace cpu {
+decltype(kernels::embed) embed;
+decltype(kernels::rms_norm) rms_norm;
+decltype(kernels::add) add;
+decltype(kernels::rope_and_cache) rope_and_cache;
+decltype(kernels::paged_attention) paged_attention;
+decltype(kernels::silu_mul) silu_mul;
+decltype(kernels::set_blocks) set_blocks;
+decltype(kernels::open_slots) open_slots;
+decltype(kernels::mark_seen) mark_seen;
+decltype(kernels::set_last_token) set_last_token;
+decltype(kernels::sample) sample;
+decltype(kernels::top_logits) top_logits;
+}  // namespace cpu
+
+namespace cuda {
+decltype(kernels::embed) embed;
+decltype(kernels::rms_norm) rms_norm;
+decltype(kernels::add) add;
+decltype(kernels::rope_and_cache) rope_and_cache;
+decltype(kernels::paged_attention) paged_attention;
+decltype(kernels::silu_mul) silu_mul;
+decltype(kernels::linear_cuda) linear_cuda;
+decltype(kernels::set_blocks) set_blocks;
+decltype(kernels::open_slots) open_slots;
+decltype(kernels::mark_seen) mark_seen;
+decltype(kernels::set_last_token) set_last_token;
+decltype(kernels::sample) sample;
+decltype(kernels::top_logits) top_logits;
+}  // namespace cuda
+
+}  // namespace pipeinfer::kernels

@@ -1,0 +1,299 @@
+#include <algorithm>
+#include <numeric>
+
+#include "harness.h"
+
+namespace pipeinfer::kernels {
+namespace {
+
+struct Shape {
+  DType dtype = DType::fp32;
+  int head_dim = 100, n_heads = 4, n_kv_heads = 4, block_size = 16, slots = 5, context = 300;
+
+  int max_blocks() const { return (context + block_size - 1) / block_size; }
+  int blocks() const { return slots * max_blocks() + 3; }
+  int row() const { return (n_heads + 2 * n_kv_heads) * head_dim; }
+  size_t cache_elements() const { return size_t(blocks()) * 2 * n_kv_heads * block_size * head_dim; }
+  std::string text() const {
+    return cat(dtype_name(dtype), " head_dim ", head_dim, " heads ", n_heads, "/", n_kv_heads, " block_size ",
+               block_size);
+  }
+};
+
+/// Tokens of a step on the host and on the device. Every slot has all its blocks, in shuffled order.
+struct Step {
+  std::vector<int32_t> slot, position;
+  int n_single = 0;
+
+  void row(int s, int first, int n) {
+    for (int i = 0; i < n; ++i) {
+      slot.push_back(s);
+      position.push_back(first + i);
+    }
+  }
+  int size() const { return static_cast<int>(slot.size()); }
+};
+
+class Attention : public KernelTest {
+ protected:
+  void start(const Shape& shape) {
+    shape_ = shape;
+    std::vector<int32_t> ids(shape.blocks());
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), rng_);
+    table_.assign(ids.begin(), ids.begin() + shape.slots * shape.max_blocks());
+    prompt_tokens_.resize(shape.slots);
+    for (int32_t& n : prompt_tokens_) n = integer(1, shape.context);
+    device_table_ = std::make_unique<Array<int32_t>>(table_, stream_);
+    device_prompts_ = std::make_unique<Array<int32_t>>(prompt_tokens_, stream_);
+    cache_ = std::make_unique<Tensor>(shape.dtype, shape.cache_elements(), stream_);
+  }
+
+  KvLayer layer() const { return {cache_->data(), shape_.block_size, shape_.n_kv_heads, shape_.head_dim}; }
+
+  /// Index into the cache of element 0 of K (kv = 0) or V (1) of a token.
+  size_t at(int slot, int position, int kv, int head) const {
+    const size_t block = table_[slot * shape_.max_blocks() + position / shape_.block_size];
+    return (((block * 2 + kv) * shape_.n_kv_heads + head) * shape_.block_size +
+            position % shape_.block_size) *
+           shape_.head_dim;
+  }
+
+  /// Calls f with the device's token table of a step.
+  void with_tokens(const Step& step, auto&& f) {
+    const Array<int32_t> slot(step.slot, stream_), position(step.position, stream_);
+    TokenTable tokens;
+    tokens.slot = slot.data();
+    tokens.position = position.data();
+    tokens.block_table = device_table_->data();
+    tokens.prompt_tokens = device_prompts_->data();
+    tokens.max_blocks = shape_.max_blocks();
+    tokens.n_tokens = step.size();
+    tokens.max_context = *std::max_element(step.position.begin(), step.position.end()) + 1;
+    tokens.n_single = step.n_single;
+    f(tokens);
+    Array<int32_t>::wait(stream_);
+  }
+
+  /// Rope, cache and attention of a step, for qkv given by (slot, position).
+  std::vector<float> run(const Step& step, const std::vector<std::vector<float>>& qkv_of_slot,
+                         const Rope& rope) {
+    std::vector<float> rows;
+    for (int t = 0; t < step.size(); ++t) {
+      const auto begin = qkv_of_slot[step.slot[t]].begin() + step.position[t] * shape_.row();
+      rows.insert(rows.end(), begin, begin + shape_.row());
+    }
+    Tensor qkv(shape_.dtype, rows, stream_);
+    Tensor out(shape_.dtype, size_t(step.size()) * shape_.n_heads * shape_.head_dim, stream_);
+    with_tokens(step, [&](const TokenTable& tokens) {
+      rope_and_cache(qkv.data(), layer(), tokens, rope, shape_.n_heads, shape_.dtype, stream_);
+      paged_attention(out.data(), qkv.data(), layer(), tokens, shape_.n_heads, 0.1f, shape_.dtype, stream_);
+    });
+    return out.read(stream_);
+  }
+
+  std::vector<float> inv_freq() const {
+    std::vector<float> values(shape_.head_dim / 2);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = std::pow(10000.0, -2.0 * i / shape_.head_dim);
+    return values;
+  }
+
+  /// Decode rows first, then chunks, one of them longer than any tile; every slot at most once.
+  Step mixed_step() {
+    Step step;
+    step.row(0, integer(0, shape_.context - 1), 1);
+    step.row(1, integer(0, shape_.context - 1), 1);
+    step.n_single = integer(0, 2);
+    step.row(2, 0, integer(1, 40));
+    step.row(4, integer(0, 100), integer(65, 200));
+    step.row(3, shape_.context - 3, 3);
+    return step;
+  }
+
+  Shape shape_;
+  std::vector<int32_t> table_, prompt_tokens_;
+  std::unique_ptr<Array<int32_t>> device_table_, device_prompts_;
+  std::unique_ptr<Tensor> cache_;
+};
+
+const Shape kShapes[] = {
+    {.head_dim = 64, .n_heads = 4, .n_kv_heads = 2, .block_size = 8},
+    {.head_dim = 80, .n_heads = 3, .n_kv_heads = 3, .block_size = 16},
+    {.head_dim = 96, .n_heads = 4, .n_kv_heads = 1, .block_size = 32},
+    {.head_dim = 100, .n_heads = 2, .n_kv_heads = 2, .block_size = 16},
+    {.head_dim = 100, .n_heads = 6, .n_kv_heads = 2, .block_size = 128},
+    {.head_dim = 104, .n_heads = 2, .n_kv_heads = 1, .block_size = 64},
+    {.head_dim = 128, .n_heads = 8, .n_kv_heads = 1, .block_size = 16},
+    {.head_dim = 66, .n_heads = 2, .n_kv_heads = 2, .block_size = 8},
+    {.head_dim = 256, .n_heads = 2, .n_kv_heads = 1, .block_size = 32},
+    {.head_dim = 4, .n_heads = 1, .n_kv_heads = 1, .block_size = 8},
+};
+
+TEST_F(Attention, RopeRotatesAndFillsTheCacheAndNothingElse) {
+  for (Shape shape : kShapes) {
+    for (DType dtype : kDTypes) {
+      for (bool dynamic : {false, true}) {
+        shape.dtype = dtype;
+        start(shape);
+        const int d = shape.head_dim, half = d / 2, max_position = 128;
+        const Step step = mixed_step();
+        Tensor qkv = random(dtype, size_t(step.size()) * shape.row());
+        const std::vector<float> before = qkv.read(stream_);
+        const Array<float> frequencies(inv_freq(), stream_);
+        Rope rope;
+        rope.inv_freq = dynamic ? nullptr : frequencies.data();
+        rope.dynamic = dynamic;
+        rope.factor = 2;
+        rope.max_position = max_position;
+        with_tokens(step, [&](const TokenTable& tokens) {
+          rope_and_cache(qkv.data(), layer(), tokens, rope, shape.n_heads, dtype, stream_);
+        });
+
+        std::vector<double> expected(before.begin(), before.end());
+        std::vector<float> cache_expected(shape.cache_elements(), NAN);
+        const std::vector<float> cache = cache_->read(stream_);
+        for (int t = 0; t < step.size(); ++t) {
+          const int slot = step.slot[t], position = step.position[t];
+          const double length = std::max({prompt_tokens_[slot], position + 1, max_position});
+          const double base =
+              dynamic ? 10000 * std::pow(2 * length / max_position - 1, double(d) / (d - 2)) : 10000;
+          std::vector<double> rotated_k(shape.n_kv_heads * d);
+          for (int h = 0; h < shape.n_heads + shape.n_kv_heads; ++h) {
+            for (int i = 0; i < half; ++i) {
+              const float frequency = static_cast<float>(std::pow(base, -2.0 * i / d));
+              const double angle = static_cast<float>(position) * frequency;  // rounded as transformers does
+              const size_t from = size_t(t) * shape.row() + h * d + i;
+              const double a = before[from], b = before[from + half];
+              double* to = h < shape.n_heads ? &expected[from] : &rotated_k[(h - shape.n_heads) * d + i];
+              to[0] = a * std::cos(angle) - b * std::sin(angle);
+              to[half] = b * std::cos(angle) + a * std::sin(angle);
+            }
+          }
+          for (int h = 0; h < shape.n_kv_heads; ++h) {
+            const size_t k = at(slot, position, 0, h), v = at(slot, position, 1, h);
+            expect_near({cache.begin() + k, cache.begin() + k + d},
+                        {rotated_k.begin() + h * d, rotated_k.begin() + (h + 1) * d}, tolerance(dtype), "K");
+            const size_t from = size_t(t) * shape.row() + (shape.n_heads + shape.n_kv_heads + h) * d;
+            for (int i = 0; i < d; ++i) {
+              cache_expected[k + i] = cache[k + i];
+              cache_expected[v + i] = before[from + i];
+            }
+          }
+        }
+        const std::vector<float> after = qkv.read(stream_);
+        for (int t = 0; t < step.size(); ++t) {
+          const size_t q = size_t(t) * shape.row(), n = shape.n_heads * d;
+          expect_near({after.begin() + q, after.begin() + q + n},
+                      {expected.begin() + q, expected.begin() + q + n}, tolerance(dtype),
+                      cat("q of ", shape.text()));
+        }
+        for (size_t i = 0; i < cache.size(); ++i) {
+          ASSERT_TRUE(cache[i] == cache_expected[i] ||
+                      (std::isnan(cache[i]) && std::isnan(cache_expected[i])))
+              << shape.text() << ": cache element " << i << " is " << cache[i];
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Attention, EqualsTheSoftmaxInDouble) {
+  for (Shape shape : kShapes) {
+    for (DType dtype : kDTypes) {
+      shape.dtype = dtype;
+      start(shape);
+      const int d = shape.head_dim, group = shape.n_heads / shape.n_kv_heads;
+      const Step step = mixed_step();
+      const float scale = 1 / std::sqrt(static_cast<float>(d));
+      // Only positions that some token of the step may see are filled: the rest of the cache stays NaN.
+      std::vector<float> filled(shape.cache_elements(), NAN);
+      for (int t = 0; t < step.size(); ++t) {
+        const bool last = t + 1 == step.size() || step.slot[t + 1] != step.slot[t];
+        for (int p = 0; last && p <= step.position[t]; ++p) {
+          for (int kv : {0, 1}) {
+            for (int h = 0; h < shape.n_kv_heads; ++h) {
+              const std::vector<float> values = normal(d);
+              std::copy(values.begin(), values.end(), filled.begin() + at(step.slot[t], p, kv, h));
+            }
+          }
+        }
+      }
+      cache_->write(filled, stream_);
+      const std::vector<float> cache = cache_->read(stream_);
+      const Tensor qkv = random(dtype, size_t(step.size()) * shape.row(), 2);
+      const std::vector<float> rows = qkv.read(stream_);
+      Tensor out(dtype, size_t(step.size()) * shape.n_heads * d, stream_);
+      with_tokens(step, [&](const TokenTable& tokens) {
+        paged_attention(out.data(), qkv.data(), layer(), tokens, shape.n_heads, scale, dtype, stream_);
+      });
+
+      std::vector<double> expected;
+      for (int t = 0; t < step.size(); ++t) {
+        const int slot = step.slot[t], context = step.position[t] + 1;
+        for (int h = 0; h < shape.n_heads; ++h) {
+          const float* q = rows.data() + size_t(t) * shape.row() + h * d;
+          std::vector<double> p(context), sum(d);
+          for (int j = 0; j < context; ++j) {
+            const float* k = cache.data() + at(slot, j, 0, h / group);
+            p[j] = scale * std::inner_product(q, q + d, k, 0.0);
+          }
+          const double max = *std::max_element(p.begin(), p.end());
+          double total = 0;
+          for (double& x : p) total += x = std::exp(x - max);
+          for (int j = 0; j < context; ++j) {
+            const float* v = cache.data() + at(slot, j, 1, h / group);
+            for (int i = 0; i < d; ++i) sum[i] += p[j] / total * v[i];
+          }
+          expected.insert(expected.end(), sum.begin(), sum.end());
+        }
+      }
+      expect_near(out.read(stream_), expected, tolerance(dtype), shape.text());
+    }
+  }
+}
+
+TEST_F(Attention, ChunksEqualOneShot) {
+  for (DType dtype : kDTypes) {
+    for (int block_size : {8, 16, 128}) {
+      Shape shape{.dtype = dtype, .head_dim = 100, .n_heads = 4, .n_kv_heads = 2, .block_size = block_size};
+      start(shape);
+      const Array<float> frequencies(inv_freq(), stream_);
+      Rope rope;
+      rope.inv_freq = frequencies.data();
+      std::vector<std::vector<float>> qkv(shape.slots);
+      for (std::vector<float>& rows : qkv) rows = normal(shape.context * shape.row());
+
+      const int n = 250, row = shape.n_heads * shape.head_dim;
+      Step whole;
+      whole.row(2, 0, n);
+      const std::vector<float> one_shot = run(whole, qkv, rope);
+
+      start(shape);  // other blocks, poisoned again
+      std::vector<float> chunked;
+      for (int done = 0; done < n;) {
+        const int take = std::min(integer(0, 1) ? 1 : integer(2, 90), n - done);
+        Step step;  // between rows of other slots, which must not matter
+        step.row(0, done, 1);
+        if (take == 1) step.row(2, done, 1);
+        step.n_single = step.size();
+        if (take > 1) {
+          step.row(1, done, 2);
+          step.row(2, done, take);
+        }
+        const std::vector<float> out = run(step, qkv, rope);
+        const int first =
+            static_cast<int>(std::find(step.slot.begin(), step.slot.end(), 2) - step.slot.begin());
+        chunked.insert(chunked.end(), out.begin() + first * row, out.begin() + (first + take) * row);
+        done += take;
+      }
+      if (kDevice.is_cuda()) {
+        expect_near(chunked, {one_shot.begin(), one_shot.end()}, 2 * tolerance(dtype), shape.text());
+      } else {
+        EXPECT_EQ(chunked, one_shot) << shape.text();
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pipeinfer::kernels
