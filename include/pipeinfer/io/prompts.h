@@ -59,8 +59,8 @@ class PromptReader {
 };
 
 struct PromptFilter {
-  std::string variant;  ///< only prompts with this label; empty: all
-  int64_t limit = 0;    ///< only the first of those; 0: all
+  std::string variant = {};  ///< only prompts with this label; empty: all
+  int64_t limit = 0;         ///< only the first of those; 0: all
 };
 
 struct PromptFile {
