@@ -153,19 +153,19 @@ class LocalControl : public Control {
 
 class LocalLink : public Link {
  public:
-  LocalLink(LocalWorld::Shared& shared, std::shared_ptr<Pipe> pipe, PipeKey key, bool sender)
-      : shared_(shared), pipe_(std::move(pipe)), key_(key), sender_(sender) {}
+  LocalLink(std::shared_ptr<LocalWorld::Shared> shared, std::shared_ptr<Pipe> pipe, PipeKey key, bool sender)
+      : shared_(std::move(shared)), pipe_(std::move(pipe)), key_(key), sender_(sender) {}
 
   void send(const void* data, size_t bytes, Stream& stream) override {
     PI_CHECK(sender_ && !stream.device().is_cuda(), "links between threads carry CPU tensors, one way");
     auto [channel, from, to] = key_;
     auto* first = static_cast<const std::byte*>(data);
-    shared_.deliver(from, {static_cast<int>(channel), from, to},
-                    [pipe = pipe_, tensor = std::vector<std::byte>(first, first + bytes)]() mutable {
-                      std::lock_guard lock(pipe->mutex);
-                      pipe->tensors.push_back(std::move(tensor));
-                      pipe->changed.notify_all();
-                    });
+    shared_->deliver(from, {static_cast<int>(channel), from, to},
+                     [pipe = pipe_, tensor = std::vector<std::byte>(first, first + bytes)]() mutable {
+                       std::lock_guard lock(pipe->mutex);
+                       pipe->tensors.push_back(std::move(tensor));
+                       pipe->changed.notify_all();
+                     });
   }
 
   void recv(void* data, size_t bytes, Stream& stream) override {
@@ -194,7 +194,7 @@ class LocalLink : public Link {
   }
 
  private:
-  LocalWorld::Shared& shared_;
+  const std::shared_ptr<LocalWorld::Shared> shared_;
   std::shared_ptr<Pipe> pipe_;
   const PipeKey key_;
   const bool sender_;
@@ -202,12 +202,13 @@ class LocalLink : public Link {
 
 class LocalTransport : public Transport {
  public:
-  LocalTransport(LocalWorld::Shared& shared, int rank) : shared_(shared), rank_(rank) {}
+  LocalTransport(std::shared_ptr<LocalWorld::Shared> shared, int rank)
+      : shared_(std::move(shared)), rank_(rank) {}
 
   Link& connect(Channel channel, int from, int to) override {
     PI_CHECK(from != to && (rank_ == from || rank_ == to), "rank ", rank_, " has no link from ", from, " to ",
              to);
-    auto pipe = shared_.pipe({channel, from, to});
+    auto pipe = shared_->pipe({channel, from, to});
     {
       std::lock_guard lock(pipe->mutex);
       (rank_ == from ? pipe->sender_open : pipe->receiver_open) = true;
@@ -232,7 +233,7 @@ class LocalTransport : public Transport {
   void close(double) override {}
 
  private:
-  LocalWorld::Shared& shared_;
+  const std::shared_ptr<LocalWorld::Shared> shared_;
   const int rank_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<LocalLink>> links_;
@@ -240,47 +241,47 @@ class LocalTransport : public Transport {
 
 class LocalJob : public Job {
  public:
-  LocalJob(LocalWorld& world, int rank) : world_(world), rank_(rank), hosts_(world.size(), "localhost") {
+  LocalJob(std::shared_ptr<LocalWorld::Shared> shared, int rank) : shared_(std::move(shared)), rank_(rank) {
     char name[256] = {};
-    if (gethostname(name, sizeof name - 1) == 0) hosts_.assign(world.size(), name);
+    hosts_.assign(size(), gethostname(name, sizeof name - 1) == 0 ? name : "localhost");
   }
 
   int rank() const override { return rank_; }
-  int size() const override { return world_.size(); }
+  int size() const override { return static_cast<int>(shared_->controls.size()); }
   int local_rank() const override { return rank_; }
-  int local_size() const override { return world_.size(); }
+  int local_size() const override { return size(); }
   const std::vector<std::string>& hosts() const override { return hosts_; }
-  Control& control() override { return world_.control(rank_); }
-  std::unique_ptr<Transport> host_transport(Device) override { return world_.transport(rank_); }
+  Control& control() override { return *shared_->controls[rank_]; }
+  std::unique_ptr<Transport> host_transport(Device) override {
+    return std::make_unique<LocalTransport>(shared_, rank_);
+  }
   void finalize(double) override {}
   [[noreturn]] void abort(int exit_code) noexcept override { _exit(exit_code); }
 
  private:
-  LocalWorld& world_;
+  const std::shared_ptr<LocalWorld::Shared> shared_;
   const int rank_;
   std::vector<std::string> hosts_;
 };
 
 }  // namespace
 
-LocalWorld::LocalWorld(int size, LocalFaults faults) : shared_(std::make_unique<Shared>(size)) {
+LocalWorld::LocalWorld(int size, LocalFaults faults) : shared_(std::make_shared<Shared>(size)) {
   for (int rank = 0; rank < size; rank++) {
     shared_->controls.push_back(std::make_unique<LocalControl>(*shared_, rank));
   }
   if (faults.max_delay_s > 0) shared_->delays = std::make_unique<DelayLine>(faults.max_delay_s, faults.seed);
 }
 
-LocalWorld::~LocalWorld() = default;
-
 int LocalWorld::size() const { return static_cast<int>(shared_->controls.size()); }
 
 Control& LocalWorld::control(int rank) { return *shared_->controls.at(rank); }
 
 std::unique_ptr<Transport> LocalWorld::transport(int rank) {
-  return std::make_unique<LocalTransport>(*shared_, rank);
+  return std::make_unique<LocalTransport>(shared_, rank);
 }
 
-std::unique_ptr<Job> LocalWorld::job(int rank) { return std::make_unique<LocalJob>(*this, rank); }
+std::unique_ptr<Job> LocalWorld::job(int rank) { return std::make_unique<LocalJob>(shared_, rank); }
 
 void LocalWorld::silence(int rank) { shared_->silent_since.at(rank) = now_s(); }
 

@@ -5,6 +5,7 @@
 
 #include "pipeinfer/base/check.h"
 #include "pipeinfer/base/clock.h"
+#include "pipeinfer/base/error.h"
 
 namespace pipeinfer {
 
@@ -19,7 +20,10 @@ std::optional<Message> Mailbox::poll(std::optional<Tag> tag) {
   std::lock_guard lock(mutex_);
   auto found = std::find_if(messages_.begin(), messages_.end(),
                             [&](const Message& message) { return !tag || message.tag == *tag; });
-  if (found == messages_.end()) return std::nullopt;
+  if (found == messages_.end()) {
+    if (!failure_.empty()) runtime_failure(failure_);
+    return std::nullopt;
+  }
   Message message = std::move(*found);
   messages_.erase(found);
   return message;
@@ -34,6 +38,13 @@ void Mailbox::wait(double timeout_s) {
 
 void Mailbox::wake() {
   std::lock_guard lock(mutex_);
+  news_ = true;
+  news_condition_.notify_all();
+}
+
+void Mailbox::fail(const std::string& message) {
+  std::lock_guard lock(mutex_);
+  failure_ = message;
   news_ = true;
   news_condition_.notify_all();
 }
@@ -55,6 +66,15 @@ void LifeTable::said(int peer, Phase phase, uint64_t progress) {
   if (entry.phase != phase || entry.progress != progress) entry.progress_s = entry.heard_s;
   entry.phase = phase;
   entry.progress = progress;
+}
+
+void LifeTable::excuse(double gap_s) {
+  std::lock_guard lock(mutex_);
+  const double now = now_s();
+  for (Entry& entry : peers_) {
+    entry.heard_s = std::min(now, entry.heard_s + gap_s);
+    entry.progress_s = std::min(now, entry.progress_s + gap_s);
+  }
 }
 
 PeerLife LifeTable::at(int peer) const {

@@ -23,6 +23,8 @@ enum class Tag : int {
   unique_id = 9,  ///< NCCL bootstrap of a link
   timing = 10,    ///< a stage -> the next one: when it sent each step
   clock = 11,     ///< 0 <-> rank: clock offsets
+  begin = 12,     ///< 0 -> all: everything asked for is in order; whether there is anything to serve
+  life = 12,       ///< signs of life: comm's own, never polled
 };
 
 struct Message {
@@ -53,7 +55,8 @@ class Control {
   /// Queues a message; never blocks. To itself: arrives like any other.
   virtual void send(int to, Tag tag, std::span<const std::byte> bytes) = 0;
 
-  /// The oldest message not yet taken, or nothing. With a tag: the oldest one of this tag.
+  /// The oldest message not yet taken, or nothing. With a tag: the oldest one of this tag. Throws Error(failed) where
+  /// MPI itself has failed and nothing more can come.
   virtual std::optional<Message> poll() = 0;
   virtual std::optional<Message> poll(Tag tag) = 0;
 

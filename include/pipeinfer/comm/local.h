@@ -14,11 +14,10 @@ struct LocalFaults {
   uint64_t seed = 0;
 };
 
-/// `size` ranks. Everything given out belongs to one rank each, and ends before the world.
+/// `size` ranks. Transports and jobs keep what they share alive; a Control ends with the world.
 class LocalWorld {
  public:
   explicit LocalWorld(int size, LocalFaults faults = {});
-  ~LocalWorld();
 
   int size() const;
   Control& control(int rank);
@@ -35,7 +34,7 @@ class LocalWorld {
   struct Shared;
 
  private:
-  std::unique_ptr<Shared> shared_;
+  std::shared_ptr<Shared> shared_;
 };
 
 }  // namespace pipeinfer

@@ -16,7 +16,7 @@ class Mailbox {
  public:
   void push(Message message);
 
-  /// Takes the oldest message, or the oldest of this tag.
+  /// Takes the oldest message, or the oldest of this tag. Throws Error(failed) after `fail`, once it is empty.
   std::optional<Message> poll(std::optional<Tag> tag = std::nullopt);
 
   /// Returns once something was pushed, or `wake` called, since the last wait returned; or after `timeout_s`. So a
@@ -24,11 +24,15 @@ class Mailbox {
   void wait(double timeout_s);
   void wake();
 
+  /// Nothing will come any more, for this reason.
+  void fail(const std::string& message);
+
  private:
   std::mutex mutex_;
   std::condition_variable news_condition_;
   std::deque<Message> messages_;
   bool news_ = false;
+  std::string failure_;
 };
 
 /// When each peer was last heard, and what it last said of itself. Thread-safe.
@@ -40,6 +44,9 @@ class LifeTable {
   void heard(int peer);
   /// The peer's own words. A new phase counts as progress.
   void said(int peer, Phase phase, uint64_t progress);
+
+  /// This process itself was stopped so long: no peer is to blame for it.
+  void excuse(double gap_s);
 
   PeerLife at(int peer) const;
 
