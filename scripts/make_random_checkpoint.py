@@ -23,10 +23,12 @@ from safetensors_io import Tensor, write_checkpoint
 DEMO_MODEL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "configs", "demo_model")
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 
-# The standard deviation of a matrix is its gain over sqrt(input size). Above 1, so that attention is sharp enough
-# for the context to matter; a tiny shape's LM head has more, so that the best two logits are seldom close.
-GAIN = 1.2
-TINY_HEAD_GAIN = 4.0
+# The standard deviation of a matrix is its gain over sqrt(input size). The layers' makes attention sharp enough for the
+# context to matter, and no sharper, for then fp16's errors would grow from layer to layer.
+LAYER_GAIN = 1.1
+HEAD_GAIN = 2.0
+NORM_STD = 0.1  # around 1
+BIAS_STD = 0.3
 
 # head_dim 100 and an intermediate size that is no multiple of 8, as awkward as OpenLLaMA-3B's sizes.
 TINY = {
@@ -57,7 +59,7 @@ SHAPES = {
         "hidden_size": 256,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
-        "eos_token_id": [2, 255, 299],  # tokens that this model does choose, so that EOS is seen
+        "eos_token_id": [2, 897, 1865],  # tokens that this model does choose, so that EOS is seen
         "torch_dtype": "float32",
     },
     "tiny-tied": TINY | {"tie_word_embeddings": True, "torch_dtype": "float32"},
@@ -149,31 +151,49 @@ def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def uniform(seed: int, name: str, count: int, mean: float, std: float, dtype: str) -> memoryview:
-    """`count` numbers, uniform around `mean` in 65536 levels, as the bytes of `dtype`."""
+def uniform(seed: int, name: str, count: int) -> np.ndarray:
+    """`count` float32 numbers of mean 0 and standard deviation 1, uniform in 65536 levels."""
     bits = np.random.Philox(key=[seed, zlib.crc32(name.encode())]).random_raw((count + 3) // 4)
     numbers = bits.astype("<u8", copy=False).view("<i2")[:count].astype(np.float32)
-    numbers *= np.float32(std * math.sqrt(3) / 32768)
-    numbers += np.float32(mean)
+    numbers *= np.float32(math.sqrt(3) / 32768)
+    return numbers
+
+
+def loudness(seed: int, rows: int) -> np.ndarray:
+    """A factor for each row of the LM head, [rows, 1]: x^(-1/8) for x uniform in (0, 1].
+
+    A few tokens are much likelier than the rest, as in a trained model. With rows of one length the best logits of a
+    large vocabulary crowd together, and the choice between them would be decided by fp16's rounding.
+    """
+    x = uniform(seed, "loudness", rows) * np.float32(0.5 / math.sqrt(3)) + np.float32(0.5)
+    return 1 / np.sqrt(np.sqrt(np.sqrt(np.maximum(x, np.float32(1 / rows)))))[:, None]
+
+
+def to_bytes(numbers: np.ndarray, dtype: str) -> memoryview:
+    """float32 numbers rounded to `dtype`, little-endian."""
     if dtype == "F16":
         return numbers.astype("<f2").data
     if dtype == "BF16":  # the upper half of a float32, rounded to the nearest, ties to even
         words = numbers.view(np.uint32)
         return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2").data
-    return numbers.data
+    return numbers.astype("<f4", copy=False).data
 
 
-def make_tensor(seed: int, config: dict, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-    mean = 0.0
-    if name.endswith("norm.weight"):
-        mean, std = 1.0, 0.1
-    elif name.endswith(".bias"):
-        std = 0.3
-    else:
-        tiny = config["hidden_size"] < 1000
-        is_head = name == "lm_head.weight" or (config["tie_word_embeddings"] and name.startswith("model.embed"))
-        std = (TINY_HEAD_GAIN if tiny and is_head else GAIN) / math.sqrt(shape[-1])
-    return Tensor(name, dtype, shape, lambda: uniform(seed, name, math.prod(shape), mean, std, dtype))
+def make_tensor(seed: int, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+    def load() -> memoryview:
+        numbers = uniform(seed, name, math.prod(shape)).reshape(shape)
+        if name.endswith("norm.weight"):
+            numbers *= np.float32(NORM_STD)
+            numbers += 1
+        elif name.endswith(".bias"):
+            numbers *= np.float32(BIAS_STD)
+        elif name == "lm_head.weight":
+            numbers *= np.float32(HEAD_GAIN / math.sqrt(shape[1])) * loudness(seed, shape[0])
+        else:
+            numbers *= np.float32(LAYER_GAIN / math.sqrt(shape[1]))
+        return to_bytes(numbers, dtype)
+
+    return Tensor(name, dtype, shape, load)
 
 
 def write_random_checkpoint(
@@ -183,7 +203,7 @@ def write_random_checkpoint(
     own = SHAPES[shape].get("torch_dtype") or SHAPES[shape]["dtype"]
     stored, named = DTYPES[dtype] if dtype else next(pair for pair in DTYPES.values() if pair[1] == own)
     config = make_config(shape, named)
-    tensors = [make_tensor(seed, config, name, size, stored) for name, size in tensor_shapes(config).items()]
+    tensors = [make_tensor(seed, name, size, stored) for name, size in tensor_shapes(config).items()]
     os.makedirs(out, exist_ok=True)
     write_checkpoint(out, tensors, shards, threads=len(os.sched_getaffinity(0)))
     with open(os.path.join(out, "config.json"), "w") as file:
