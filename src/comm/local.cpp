@@ -7,6 +7,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <random>
@@ -85,7 +86,8 @@ using PipeKey = std::tuple<Channel, int, int>;  // channel, from, to
 }  // namespace
 
 struct LocalWorld::Shared {
-  explicit Shared(int size) : life(size), silent_since(size), inboxes(size) {}
+  explicit Shared(int size)
+      : life(size, std::numeric_limits<double>::infinity()), silent_since(size), inboxes(size) {}
 
   /// Calls `deliver`, now or late, unless the sender is silent.
   void deliver(int from, DelayLine::Key key, std::function<void()> deliver) {

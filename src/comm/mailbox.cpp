@@ -49,39 +49,46 @@ void Mailbox::fail(const std::string& message) {
   news_condition_.notify_all();
 }
 
-LifeTable::LifeTable(int size) {
-  const double now = now_s();
-  peers_.resize(size, Entry{now, now});
+LifeTable::LifeTable(int size, double stopped_after_s)
+    : stopped_after_s_(stopped_after_s), running_s_(now_s()) {
+  peers_.resize(size, Entry{running_s_, running_s_});
+}
+
+double LifeTable::excuse() {
+  const double now = now_s(), gap = now - running_s_;
+  running_s_ = now;
+  if (gap <= stopped_after_s_) return now;
+  for (Entry& entry : peers_) {
+    entry.heard_s = std::min(now, entry.heard_s + gap);
+    entry.progress_s = std::min(now, entry.progress_s + gap);
+  }
+  return now;
+}
+
+void LifeTable::running() {
+  std::lock_guard lock(mutex_);
+  excuse();
 }
 
 void LifeTable::heard(int peer) {
   std::lock_guard lock(mutex_);
-  peers_.at(peer).heard_s = now_s();
+  peers_.at(peer).heard_s = excuse();
 }
 
 void LifeTable::said(int peer, Phase phase, uint64_t progress) {
   std::lock_guard lock(mutex_);
   Entry& entry = peers_.at(peer);
-  entry.heard_s = now_s();
+  entry.heard_s = excuse();
   if (entry.phase != phase || entry.progress != progress) entry.progress_s = entry.heard_s;
   entry.phase = phase;
   entry.progress = progress;
 }
 
-void LifeTable::excuse(double gap_s) {
-  std::lock_guard lock(mutex_);
-  const double now = now_s();
-  for (Entry& entry : peers_) {
-    entry.heard_s = std::min(now, entry.heard_s + gap_s);
-    entry.progress_s = std::min(now, entry.progress_s + gap_s);
-  }
-}
-
-PeerLife LifeTable::at(int peer) const {
+PeerLife LifeTable::at(int peer) {
   std::lock_guard lock(mutex_);
   PI_CHECK(peer >= 0 && peer < static_cast<int>(peers_.size()), "no rank ", peer);
+  const double now = excuse();
   const Entry& entry = peers_[peer];
-  const double now = now_s();
   return {now - entry.heard_s, now - entry.progress_s, entry.phase, entry.progress};
 }
 

@@ -148,7 +148,7 @@ void MpiThread::start() {
       "MPI_Allgather", -1);
   for (int rank = 0; rank < place_.size; rank++) place_.hosts.emplace_back(&names[rank * name.size()]);
 
-  lives_ = std::make_unique<LifeTable>(place_.size);
+  lives_ = std::make_unique<LifeTable>(place_.size, timeout_s_ / 4);
   control_pool_ = std::make_shared<StagingPool>(Device{});
   tensor_pool_ = control_pool_;
   for (int peer = 0; peer < place_.size; peer++)
@@ -157,7 +157,7 @@ void MpiThread::start() {
 
 void MpiThread::loop() {
   prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds: rest() sleeps for as little as 20 us
-  last_loop_s_ = last_busy_s_ = now_s();
+  last_busy_s_ = now_s();
   while (leaving_ != Leaving::done) {
     take_orders();
     bool busy = send_waiting();
@@ -289,9 +289,7 @@ bool MpiThread::deliver_arrivals() {
 void MpiThread::show_life_to_peers() {
   const double now = now_s();
   const double interval_s = std::min(timeout_s_ / 10, 1.0);
-  // A gap of this thread (a stopped job, a suspended machine) says nothing about the peers.
-  if (now - last_loop_s_ > interval_s) lives_->excuse(now - last_loop_s_);
-  last_loop_s_ = now;
+  lives_->running();
   if (now < next_life_s_ || leaving_ >= Leaving::drain) return;
   next_life_s_ = now + interval_s;
   const uint64_t progress = progress_;

@@ -55,7 +55,7 @@ class MpiThread {
   ~MpiThread();
 
   const Place& place() const { return place_; }
-  const LifeTable& lives() const { return *lives_; }
+  LifeTable& lives() const { return *lives_; }
 
   /// Sends a parcel once its buffer's event is ready. Those of one peer and plane (and tag, of tensors) keep their order.
   void post(Parcel parcel);
@@ -116,7 +116,7 @@ class MpiThread {
   std::vector<MPI_Request> sent_requests_;
   std::map<Queue, std::deque<Arrival>> arriving_;
   std::vector<std::shared_ptr<std::atomic<int>>> life_unsent_;  // by peer
-  double next_life_s_ = 0, last_loop_s_ = 0, last_busy_s_ = 0;
+  double next_life_s_ = 0, last_busy_s_ = 0;
   bool leave_asked_ = false;
   Leaving leaving_ = Leaving::no;
   MPI_Request barrier_ = MPI_REQUEST_NULL;

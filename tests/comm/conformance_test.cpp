@@ -157,6 +157,33 @@ TEST(HostTransport, CarriesARing) {
   });
 }
 
+TEST(HostTransport, CarriesTensorsOfManyChunks) {
+  on_every_rank([](Job& job) {
+    auto transport = job.host_transport(Device{});
+    Stream stream(Device{});
+    if (job.rank() < 2) {
+      Link& link = transport->connect(Channel::hidden, 1, 0);
+      open_links(*transport);
+      for (size_t size : {size_t{32} << 20, (size_t{64} << 20) + 5, size_t{3}}) {  // MPI's chunks are 32 MiB
+        std::vector<uint64_t> words(size / 8 + 1);
+        if (job.rank() == 1) {
+          std::iota(words.begin(), words.end(), size);
+          link.send(words.data(), size, stream);
+        } else {
+          link.recv(words.data(), size, stream);
+          uint64_t wrong = 0;
+          for (size_t i = 0; i < size / 8; i++) wrong += words[i] != size + i;
+          EXPECT_EQ(wrong, 0u) << "in " << size << " bytes";
+          const uint64_t expected = size + size / 8;
+          EXPECT_EQ(std::memcmp(&words[size / 8], &expected, size % 8), 0);
+        }
+      }
+    }
+    transport->close(20);
+    barrier(job.control());
+  });
+}
+
 TEST(HostTransport, ChannelsDoNotQueueBehindEachOther) {
   on_every_rank([](Job& job) {
     auto transport = job.host_transport(Device{});

@@ -38,17 +38,18 @@ class Mailbox {
 /// When each peer was last heard, and what it last said of itself. Thread-safe.
 class LifeTable {
  public:
-  explicit LifeTable(int size);
+  /// Where no thread has called anything for `stopped_after_s`, this process itself was stopped (a suspended job or
+  /// machine), and no peer is to blame for that time.
+  LifeTable(int size, double stopped_after_s);
 
+  /// This process runs.
+  void running();
   /// Something, anything, came from this peer.
   void heard(int peer);
   /// The peer's own words. A new phase counts as progress.
   void said(int peer, Phase phase, uint64_t progress);
 
-  /// This process itself was stopped so long: no peer is to blame for it.
-  void excuse(double gap_s);
-
-  PeerLife at(int peer) const;
+  PeerLife at(int peer);
 
  private:
   struct Entry {
@@ -56,8 +57,12 @@ class LifeTable {
     Phase phase = Phase::starting;
     uint64_t progress = 0;
   };
-  mutable std::mutex mutex_;
+  double excuse();  // returns the time; with the lock held
+
+  const double stopped_after_s_;
+  std::mutex mutex_;
   std::vector<Entry> peers_;
+  double running_s_;
 };
 
 }  // namespace pipeinfer
