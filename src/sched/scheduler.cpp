@@ -71,14 +71,16 @@ struct Scheduler::Impl {
     return n;
   }
 
+  int running() const {
+    return count([](const Served&) { return true; });
+  }
+
   void admit() {
     // A victim on its way out is older than all that wait, and holds blocks: it comes first.
     if (count([](const Served& served) { return served.state == Served::State::evicted; }) > 0) return;
-    const int32_t promised =
-        count([](const Served& served) { return !served.leaving() && served.needs_block; });
     while (!waiting.empty() && admits(*waiting.front()) && slots.available() > 0) {
       const int32_t need = blocks_for(waiting.front()->tokens_at_admission(), config.block_size);
-      if (blocks.available() < need + promised) return;
+      if (blocks.available() < need + running()) return;
       std::unique_ptr<Served> served = std::move(waiting.front());
       waiting.pop_front();
       served->reset();
@@ -98,9 +100,9 @@ struct Scheduler::Impl {
     // Where a sequence is on its way out its blocks come soon: no other is evicted for now.
     const bool soon = count([](const Served& other) { return other.leaving(); }) > 0;
     if (blocks.available() == 0 && !soon && evict_youngest() == &served) return false;
-    served.needs_block = blocks.available() == 0;
-    if (!served.needs_block) served.blocks.push_back(blocks.take());
-    return !served.needs_block;
+    if (blocks.available() == 0) return false;
+    served.blocks.push_back(blocks.take());
+    return true;
   }
 
   // Returns the victim for comparison only: it may be waiting again.
@@ -120,7 +122,7 @@ struct Scheduler::Impl {
     return victim;
   }
 
-  // Gives back slot and blocks; a victim of preemption waits again, in its place.
+  // Gives back slot and blocks; a victim waits again, in front: no older one does.
   void release(Served& served) {
     for (int32_t block : served.blocks) blocks.release(block);
     slots.release(served.slot);
@@ -134,8 +136,7 @@ struct Scheduler::Impl {
       lane.sequences.erase(at);
       break;
     }
-    if (served.state != Served::State::evicted) return;
-    waiting.push_front(std::move(owned));
+    if (owned->state == Served::State::evicted) waiting.push_front(std::move(owned));
   }
 
   std::optional<StepPlan> plan(int lane_index) {
@@ -285,16 +286,15 @@ void Scheduler::cancel() { impl_->cancel(); }
 
 bool Scheduler::idle() const {
   const Impl& impl = *impl_;
-  return impl.count([](const Served&) { return true; }) == 0 &&
-         (impl.waiting.empty() || !impl.admits(*impl.waiting.front()));
+  return impl.running() == 0 && (impl.waiting.empty() || !impl.admits(*impl.waiting.front()));
 }
 
 int Scheduler::in_flight(int lane) const { return static_cast<int>(impl_->lane_at(lane).steps.size()); }
 
 SchedulerCounters Scheduler::counters() const {
   const Impl& impl = *impl_;
-  return {static_cast<int>(impl.waiting.size()), impl.count([](const Served&) { return true; }),
-          impl.blocks.available(), impl.preemptions, static_cast<int64_t>(impl.steps)};
+  return {static_cast<int>(impl.waiting.size()), impl.running(), impl.blocks.available(), impl.preemptions,
+          static_cast<int64_t>(impl.steps)};
 }
 
 }  // namespace pipeinfer

@@ -17,7 +17,7 @@ int32_t Served::tokens_at_admission() const {
 
 void Served::reset() {
   slot = -1;
-  opened = needs_block = false;
+  opened = false;
   blocks.clear();
   granted = 0;
   planned = 0;

@@ -26,7 +26,6 @@ struct Served {
   // From admission to release.
   int32_t slot = -1;
   bool opened = false;          ///< its SlotOpen is in a plan
-  bool needs_block = false;     ///< its last row was left out for want of a block
   std::vector<int32_t> blocks;  ///< its block table
   size_t granted = 0;           ///< blocks that plans have told the stages
   int32_t planned = 0;          ///< positions [0, planned) have rows in plans

@@ -133,8 +133,38 @@ TEST(Preemption, VictimsComeBackBeforeAllThatWait) {
   ASSERT_FALSE(simulation.scheduler.submit(make_request("third", {7}, 1), 0));
   simulation.finish();
   EXPECT_EQ(simulation.scheduler.counters().preemptions, 1);
-  // The victim left a slot and a block, which would do for the third, but not for itself.
-  EXPECT_EQ(simulation.events.order, (std::vector<std::string>{"old", "third", "young"}));
+  EXPECT_EQ(simulation.events.order, (std::vector<std::string>{"old", "young", "third"}));
+}
+
+TEST(Preemption, NothingIsAdmittedWhileAVictimHasStepsInFlight) {
+  SchedulerConfig config = tight_config(3, 3);  // lanes: old, middle, young
+  config.batch_size = 4;
+  config.prefill_chunk = 16;
+  config.blocks = 8;
+  Simulation simulation(config);
+  Request middle = make_request("middle", {1, 2, 3, 4, 5, 6, 7, 8, 9}, 6);
+  ASSERT_FALSE(simulation.scheduler.submit(kOld, 0));
+  ASSERT_FALSE(simulation.scheduler.submit(middle, 0));
+  ASSERT_FALSE(simulation.scheduler.submit(kYoung, 0));
+  for (int step = 0; step < 6; ++step) {  // positions 0 to 7 of old and young, 0 to 13 of middle
+    for (int lane = 0; lane < 3; ++lane) {
+      ASSERT_TRUE(simulation.plan(lane));
+      if (step < 3) simulation.commit(lane);
+    }
+  }
+  ASSERT_FALSE(simulation.scheduler.submit(make_request("third", {7}, 1), 0));
+  simulation.commit(0);
+  EXPECT_FALSE(simulation.plan(0));
+  EXPECT_EQ(simulation.scheduler.counters().preemptions, 1);
+  while (simulation.commit(1)) {
+  }
+  EXPECT_EQ(simulation.events.order, std::vector<std::string>{"middle"});
+  EXPECT_TRUE(simulation.plan(0));
+  EXPECT_EQ(simulation.scheduler.counters().free_blocks, 3);
+  EXPECT_EQ(simulation.scheduler.counters().waiting, 1)
+      << "3 blocks would do for it, but it is younger than the victim";
+  simulation.finish();
+  EXPECT_EQ(simulation.events.ended.size(), 4u);
 }
 
 TEST(Preemption, AVictimIsServedWhileDraining) {

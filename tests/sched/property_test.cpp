@@ -98,7 +98,7 @@ std::vector<std::vector<std::byte>> run_case(uint64_t seed, Seen& seen) {
 
 TEST(SchedulerProperty, EveryRequestGivesWhatItGivesAlone) {
   Seen seen;
-  for (uint64_t seed = 0; seed < 4000 && !HasFailure(); ++seed) {
+  for (uint64_t seed = 0; seed < 1500 && !HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     ASSERT_NO_THROW(run_case(seed, seen)) << "seed " << seed;
   }

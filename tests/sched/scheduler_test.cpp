@@ -156,6 +156,19 @@ TEST(Scheduler, AdmitsInOrderAsBlocksAllow) {
   EXPECT_EQ(simulation.events.order, (std::vector<std::string>{"a", "b", "c"}));
 }
 
+TEST(Scheduler, AdmissionLeavesABlockForEachThatRuns) {
+  SchedulerConfig config = small_config();
+  config.blocks = 4;
+  Simulation simulation(config);
+  ASSERT_FALSE(simulation.scheduler.submit(make_request("a", prompt(4), 2), 0));  // 2 blocks; 2 are left
+  ASSERT_FALSE(simulation.scheduler.submit(make_request("b", prompt(2), 2), 0));  // 1 block, and 1 for "a"
+  ASSERT_FALSE(
+      simulation.scheduler.submit(make_request("c", prompt(2), 2), 0));  // 1 is left: for "a" and "b"
+  simulation.plan(0);
+  EXPECT_EQ(simulation.scheduler.counters().running, 2);
+  EXPECT_EQ(simulation.scheduler.counters().free_blocks, 1);
+}
+
 TEST(Scheduler, ASlotIsReopenedInAPlanThatClosesIt) {
   SchedulerConfig config = small_config();
   config.batch_size = 1;

@@ -1,8 +1,9 @@
 // Continuous batching over a paged KV cache, on rank 0. Host-only: no device, no clock, no I/O. `plan` decides,
 // `commit` learns; both are called by one thread. The same submissions, plans asked for and results give the same plans.
 //
-// Admission is in order of submission: where a slot is free, and free blocks for all known tokens and one more, beyond
-// those that running sequences wait for. A sequence joins the lane with the fewest (so no lane exceeds
+// Admission is in order of submission: where a slot is free, and free blocks for all known tokens and one more, besides
+// one for each sequence that has a slot already (without these, a full pool recomputes a third of its tokens instead
+// of a twentieth: most that are admitted are evicted soon). A sequence joins the lane with the fewest (so no lane exceeds
 // ceil(batch_size / lanes)) and stays until its slot is released: when it has ended and its last step in flight was
 // committed. Decoding sequences get a block when a position needs it. Where none is free and none is about to be, the
 // youngest sequence of all is evicted: it keeps its tokens, also those in flight, and waits again in front.
