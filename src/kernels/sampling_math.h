@@ -8,12 +8,15 @@
 
 #include "philox.h"
 #include "pipeinfer/base/sampling.h"
+#include "pipeinfer/kernels/kernels.h"
 
 namespace pipeinfer::kernels {
 
 /// A candidate as one number: the greater logit is greater, among equal logits the smaller id. NaN counts as the least
-/// logit (-inf), -0 as +0. The upper 32 bits are the logit, the lower 32 are 2^22 - 1 - id.
-inline constexpr uint32_t kIdMask = (1u << 22) - 1;
+/// logit (-inf), -0 as +0. Bits 22 to 53 are the logit's, bits 0 to 21 are 2^22 - 1 - id.
+inline constexpr int kIdBits = 22;
+inline constexpr uint32_t kIdMask = (1u << kIdBits) - 1;
+static_assert(kMaxVocab == 1 << kIdBits);
 
 PI_HOST_DEVICE inline uint64_t candidate(float logit, int id) {
   uint32_t bits;
@@ -21,15 +24,15 @@ PI_HOST_DEVICE inline uint64_t candidate(float logit, int id) {
   if (logit == 0) logit = 0;
   memcpy(&bits, &logit, sizeof bits);
   bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return uint64_t{bits} << 32 | (kIdMask - static_cast<uint32_t>(id));
+  return uint64_t{bits} << kIdBits | (kIdMask - static_cast<uint32_t>(id));
 }
 
 PI_HOST_DEVICE inline int candidate_id(uint64_t candidate) {
-  return static_cast<int>(kIdMask - static_cast<uint32_t>(candidate));
+  return static_cast<int>(kIdMask - (static_cast<uint32_t>(candidate) & kIdMask));
 }
 
 PI_HOST_DEVICE inline float candidate_logit(uint64_t candidate) {
-  uint32_t bits = static_cast<uint32_t>(candidate >> 32);
+  uint32_t bits = static_cast<uint32_t>(candidate >> kIdBits);
   bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
   float logit;
   memcpy(&logit, &bits, sizeof logit);

@@ -1,0 +1,141 @@
+// Embedding, norm, residual and activation: 16 bytes a thread and instruction where sizes and addresses allow.
+#include "../ops.h"
+#include "common.cuh"
+
+namespace pipeinfer::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+int blocks_for(int64_t items) { return static_cast<int>((items + kThreads - 1) / kThreads); }
+
+/// Calls f with the element type and the vector width: 16 bytes where `wide`, else one element.
+template <typename F>
+void with_vector(DType dtype, bool wide, F&& f) {
+  with_type(dtype, [&](auto type) {
+    if (wide) {
+      f(type, std::integral_constant<int, 16 / sizeof(type)>{});
+    } else {
+      f(type, std::integral_constant<int, 1>{});
+    }
+  });
+}
+bool divides(int64_t n, DType dtype) { return n % static_cast<int64_t>(16 / dtype_size(dtype)) == 0; }
+
+template <typename Word>
+__global__ void embed_kernel(Word* out, const Word* table, const int32_t* token, const int32_t* slot,
+                             const int32_t* last_token, int words) {
+  const int64_t t = blockIdx.x;
+  const int64_t id = token[t] >= 0 ? token[t] : last_token[slot[t]];
+  for (int i = threadIdx.x; i < words; i += kThreads) out[t * words + i] = table[id * words + i];
+}
+
+template <typename T, int N>
+__global__ void rms_norm_kernel(T* out, T* x, const T* delta, const T* weight, const int32_t* row, int hidden,
+                                float eps) {
+  __shared__ float scratch[32];
+  const int64_t from = (row ? row[blockIdx.x] : blockIdx.x) * int64_t{hidden};
+  float squares = 0, values[N];
+  for (int i = threadIdx.x * N; i < hidden; i += kThreads * N) {
+    load(values, x + from + i);
+    if (delta) {
+      float added[N];
+      load(added, delta + from + i);
+#pragma unroll
+      for (int j = 0; j < N; ++j) values[j] = to_float(from_float<T>(values[j] + added[j]));
+      store(x + from + i, values);
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares += values[j] * values[j];
+  }
+  const float scale = 1 / sqrtf(block_reduce(squares, scratch, Sum{}) / hidden + eps);
+  // Each thread reads back what it wrote itself.
+  for (int i = threadIdx.x * N; i < hidden; i += kThreads * N) {
+    float factor[N];
+    load(values, x + from + i);
+    load(factor, weight + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) values[j] *= scale * factor[j];
+    store(out + int64_t{blockIdx.x} * hidden + i, values);
+  }
+}
+
+template <typename T, int N>
+__global__ void add_kernel(T* x, const T* delta, int64_t n) {
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N;
+  if (i >= n) return;
+  float values[N], added[N];
+  load(values, x + i);
+  load(added, delta + i);
+#pragma unroll
+  for (int j = 0; j < N; ++j) values[j] += added[j];
+  store(x + i, values);
+}
+
+template <typename T, int N>
+__global__ void silu_mul_kernel(T* out, const T* gate_up, int intermediate) {
+  const int64_t t = blockIdx.x;
+  const int i = (blockIdx.y * kThreads + threadIdx.x) * N;
+  if (i >= intermediate) return;
+  const T* gate_row = gate_up + t * 2 * intermediate;
+  float gate[N], up[N];
+  load(gate, gate_row + i);
+  load(up, gate_row + intermediate + i);
+#pragma unroll
+  for (int j = 0; j < N; ++j) gate[j] = gate[j] / (1 + expf(-gate[j])) * up[j];
+  store(out + t * intermediate + i, gate);
+}
+
+}  // namespace
+
+void embed(void* out, const void* table, const int32_t* token, const int32_t* slot, const int32_t* last_token,
+           int n_tokens, int hidden, DType dtype, Stream& stream) {
+  const size_t bytes = hidden * dtype_size(dtype);
+  const auto launch = [&](auto word) {
+    using W = decltype(word);
+    embed_kernel<<<n_tokens, kThreads, 0, native(stream)>>>(static_cast<W*>(out),
+                                                            static_cast<const W*>(table), token, slot,
+                                                            last_token, static_cast<int>(bytes / sizeof(W)));
+  };
+  if (bytes % 16 == 0 && aligned(16, out, table)) {
+    launch(uint4{});
+  } else {
+    launch(uint16_t{});
+  }
+  check_launch("embed");
+}
+
+void rms_norm(void* out, void* x, const void* delta, const void* weight, const int32_t* row, int n_rows,
+              int hidden, float eps, DType dtype, Stream& stream) {
+  const bool wide = divides(hidden, dtype) && aligned(16, out, x, delta, weight);
+  with_vector(dtype, wide, [&](auto type, auto width) {
+    using T = decltype(type);
+    rms_norm_kernel<T, width()><<<n_rows, kThreads, 0, native(stream)>>>(
+        static_cast<T*>(out), static_cast<T*>(x), static_cast<const T*>(delta), static_cast<const T*>(weight),
+        row, hidden, eps);
+  });
+  check_launch("rms_norm");
+}
+
+void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream) {
+  const bool wide = divides(n, dtype) && aligned(16, x, delta);
+  with_vector(dtype, wide, [&](auto type, auto width) {
+    using T = decltype(type);
+    add_kernel<T, width()><<<blocks_for(n / width()), kThreads, 0, native(stream)>>>(
+        static_cast<T*>(x), static_cast<const T*>(delta), n);
+  });
+  check_launch("add");
+}
+
+void silu_mul(void* out, const void* gate_up, int n_tokens, int intermediate, DType dtype, Stream& stream) {
+  const bool wide = divides(intermediate, dtype) && aligned(16, out, gate_up);
+  with_vector(dtype, wide, [&](auto type, auto width) {
+    using T = decltype(type);
+    const dim3 grid(n_tokens, blocks_for(intermediate / width()));
+    silu_mul_kernel<T, width()><<<grid, kThreads, 0, native(stream)>>>(
+        static_cast<T*>(out), static_cast<const T*>(gate_up), intermediate);
+  });
+  check_launch("silu_mul");
+}
+
+}  // namespace pipeinfer::kernels::cuda

@@ -1,0 +1,32 @@
+// Addresses in the paged KV cache.
+#pragma once
+
+#include "../ops.h"
+#include "common.cuh"
+
+namespace pipeinfer::kernels::cuda {
+
+/// K of `position` in a sequence with these blocks; V is v_offset() elements further on.
+template <typename T>
+__device__ inline T* key_row(const KvLayer& cache, const int32_t* blocks, int position, int kv_head) {
+  const int64_t block = blocks[position / cache.block_size];
+  const int64_t row =
+      (block * 2 * cache.n_kv_heads + kv_head) * cache.block_size + position % cache.block_size;
+  return static_cast<T*>(cache.data) + row * cache.head_dim;
+}
+
+__host__ __device__ inline int64_t v_offset(const KvLayer& cache) {
+  return int64_t{cache.n_kv_heads} * cache.block_size * cache.head_dim;
+}
+
+__device__ inline const int32_t* blocks_of(const TokenTable& tokens, int slot) {
+  return tokens.block_table + int64_t{slot} * tokens.max_blocks;
+}
+
+/// The two halves of paged_attention: tokens [0, n_single), each on its own, and tokens [n_single, n_tokens) in tiles.
+void attend_single(void* out, const void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
+                   float scale, DType dtype, Stream& stream);
+void attend_tiles(void* out, const void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
+                  float scale, DType dtype, Stream& stream);
+
+}  // namespace pipeinfer::kernels::cuda

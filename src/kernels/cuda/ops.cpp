@@ -1,0 +1,24 @@
+#include "../ops.h"
+
+namespace pipeinfer::kernels {
+
+const Ops& cuda_ops() {
+  static constexpr Ops ops{
+      .embed = cuda::embed,
+      .rms_norm = cuda::rms_norm,
+      .add = cuda::add,
+      .rope_and_cache = cuda::rope_and_cache,
+      .paged_attention = cuda::paged_attention,
+      .silu_mul = cuda::silu_mul,
+      .linear_cuda = cuda::linear_cuda,
+      .set_blocks = cuda::set_blocks,
+      .open_slots = cuda::open_slots,
+      .mark_seen = cuda::mark_seen,
+      .set_last_token = cuda::set_last_token,
+      .sample = cuda::sample,
+      .top_logits = cuda::top_logits,
+  };
+  return ops;
+}
+
+}  // namespace pipeinfer::kernels
