@@ -28,11 +28,11 @@ std::unique_ptr<Job> start_job(double timeout_s) {
   }
 }
 
-std::unique_ptr<Transport> make_transport(TransportKind kind, Device device, Job& job) {
+std::unique_ptr<Transport> make_transport(TransportKind kind, Device device, Job& job, double timeout_s) {
   if (kind == TransportKind::automatic) {
     kind = device.is_cuda() && nccl_built() && job.size() > 1 ? TransportKind::nccl : TransportKind::mpi;
   }
-  return kind == TransportKind::nccl ? make_nccl_transport(device, job.control())
+  return kind == TransportKind::nccl ? make_nccl_transport(device, job.control(), timeout_s)
                                      : job.host_transport(device);
 }
 

@@ -8,7 +8,7 @@ bool nccl_built() { return false; }
 
 std::string nccl_version() { return ""; }
 
-std::unique_ptr<Transport> make_nccl_transport(Device, Control&) {
+std::unique_ptr<Transport> make_nccl_transport(Device, Control&, double) {
   usage_error("transport nccl: this build has no NCCL (configure it with -DPIPEINFER_CUDA=ON)");
 }
 

@@ -40,8 +40,8 @@ std::unique_ptr<Job> start_job(double timeout_s);
 
 enum class TransportKind : uint8_t { automatic, nccl, mpi };
 
-/// The Transport that was asked for; automatic: NCCL on a GPU where the build has it, otherwise through the host.
-/// Throws Error(usage) for NCCL on a CPU, or in a build without it.
-std::unique_ptr<Transport> make_transport(TransportKind kind, Device device, Job& job);
+/// The Transport that was asked for; automatic: NCCL between GPUs where the build has it, otherwise through the host.
+/// Throws Error(usage) for NCCL on a CPU, or in a build without it. `timeout_s`: see make_nccl_transport.
+std::unique_ptr<Transport> make_transport(TransportKind kind, Device device, Job& job, double timeout_s = 60);
 
 }  // namespace pipeinfer
