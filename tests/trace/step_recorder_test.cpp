@@ -84,6 +84,12 @@ TEST(StageTime, ATransferBehindComputeIsOverlapped) {
                2, 2, 0);
 }
 
+TEST(StageTime, WhatIsReceivedButNotComputedYetIsIdle) {
+  // As above, but step 1 begins 1 second after its data came: only 5 to 6 is communication.
+  expect_split(split_stage_time({received(0, 0, 1, 1, 5), received(1, 1, 6, 7, 8)}, {{0, 0}, {1, 3}}), 8, 5,
+               2, 2, 1);
+}
+
 TEST(StageTime, TheMatchingSendIsFoundByItsStep) {
   // A first stage: step 7's data is what step 3 sampled. Sends of other steps do not matter.
   StepTimes first = received(7, 0, 4, 4, 5);
