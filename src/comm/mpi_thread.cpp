@@ -338,11 +338,15 @@ void MpiThread::rest(bool busy) {
   const double now = now_s();
   if (busy) last_busy_s_ = now;
   const double idle_s = now - last_busy_s_;
-  if (idle_s < 50e-6) {
+  const bool receiving = std::any_of(arriving_.begin(), arriving_.end(),
+                                     [](const auto& entry) { return !entry.second.empty(); });
+  if (idle_s < 50e-6 || (receiving && idle_s < 0.01)) {
     sched_yield();
     return;
   }
-  const double sleep_s = idle_s < 0.05 || !waiting_.empty() ? std::clamp(idle_s / 4, 20e-6, 100e-6) : 1e-3;
+  const double sleep_s = idle_s < 0.05 || !waiting_.empty()
+                             ? sent_.empty() ? std::clamp(idle_s / 4, 20e-6, 100e-6) : 20e-6
+                             : 1e-3;
   std::unique_lock lock(mutex_);
   ordered_.wait_for(lock, seconds(sleep_s), [&] { return new_orders_; });
 }
