@@ -150,7 +150,8 @@ struct Scheduler::Impl {
       step.rows.push_back({&served, row.n_samples});
       return row.n_tokens;
     };
-    // A victim is the youngest of all, so it has no row yet: it leaves `sequences` behind the current place, or at it.
+    // A victim is the youngest of all, so it has no row yet: it leaves `sequences` behind the current place,
+    // or at it.
     for (size_t i = 0; i < lane.sequences.size(); ++i) {
       Served& served = *lane.sequences[i];
       if (served.wants_decode() && has_block(served)) add_row(served, 1);

@@ -50,12 +50,12 @@ struct Served {
   /// Forgets what it held, to be admitted (again).
   void reset();
 
-  /// Appends its next row to the plan: one token from its slot, or at most `budget` tokens of its prefill, with what
-  /// the stages must know before. Returns the row.
+  /// Appends its next row to the plan: one token from its slot, or at most `budget` tokens of its prefill,
+  /// with what the stages must know before. Returns the row.
   StepRow add_row(StepPlan& plan, int32_t budget);
 
-  /// Samples of its oldest row in flight: [n] and, where wanted, [n, kTopLogits]. Returns whether a new token was
-  /// appended. For score_only nothing is; it has finished (length) when all its positions are scored.
+  /// Samples of its oldest row in flight: [n] and, where wanted, [n, kTopLogits]. Returns whether a new token
+  /// was appended. For score_only nothing is; it has finished (length) when all its positions are scored.
   bool take_samples(std::span<const int32_t> tokens, std::span<const TopLogit> top);
 };
 

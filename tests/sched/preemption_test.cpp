@@ -96,7 +96,8 @@ TEST(Preemption, TokensInFlightAreKeptAndBlocksArePinned) {
   const int64_t before = simulation.row_tokens;
   simulation.finish();
   expect_both_ended(simulation);
-  // Recomputed are its 3 + 6 tokens, 3 of which were in flight at the eviction; 5 more follow. The old one has 5 left.
+  // Recomputed are its 3 + 6 tokens, 3 of which were in flight at the eviction; 5 more follow. The old one
+  // has 5 left.
   EXPECT_EQ(simulation.row_tokens - before, 9 + 5 + 5);
 }
 
@@ -178,7 +179,8 @@ TEST(Preemption, AVictimIsServedWhileDraining) {
   expect_both_ended(simulation);
 }
 
-// What the tests stand on: the stage model does refuse a block used twice, and its tokens depend on every entry read.
+// What the tests stand on: the stage model does refuse a block used twice, and its tokens depend on every
+// entry read.
 TEST(StageModel, SeesFaultyPlans) {
   const SchedulerConfig config = tight_config(1, 2);
   StepPlan plan;

@@ -90,7 +90,8 @@ std::vector<std::vector<std::byte>> run_case(uint64_t seed, Seen& seen) {
   EXPECT_EQ(counters.running, 0);
   EXPECT_EQ(counters.free_blocks, config.blocks);
   EXPECT_EQ(counters.steps, static_cast<int64_t>(simulation.plans.size()));
-  // No starvation: what is computed is each request once, plus at most a context for each preemption, plus overruns.
+  // No starvation: what is computed is each request once, plus at most a context for each preemption, plus
+  // overruns.
   EXPECT_LE(simulation.row_tokens, row_limit + counters.preemptions * config.context);
   seen.preemptions += counters.preemptions;
   return std::move(simulation.plans);

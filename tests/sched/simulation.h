@@ -1,4 +1,5 @@
-// A coordinator in miniature: submits, asks for plans, runs them on the StageModel and delivers results when it likes.
+// A coordinator in miniature: submits, asks for plans, runs them on the StageModel and delivers results when
+// it likes.
 #pragma once
 
 #include <algorithm>

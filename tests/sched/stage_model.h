@@ -1,5 +1,6 @@
-// What the stages do with plans, modelled on the host: slots, block tables and KV entries. It refuses what a real stage
-// could not survive, and its tokens are a hash of the KV entries it really reads: a block reused wrongly changes them.
+// What the stages do with plans, modelled on the host: slots, block tables and KV entries. It refuses what a
+// real stage could not survive, and its tokens are a hash of the KV entries it really reads: a block reused
+// wrongly changes them.
 #pragma once
 
 #include <cstdint>

@@ -79,7 +79,8 @@ TEST(StageTime, AReceiveIsIdleUntilItsSendStarts) {
 }
 
 TEST(StageTime, ATransferBehindComputeIsOverlapped) {
-  // While step 0 computes (1 to 5), step 1 is received: sent from 3 to 6. 3 to 5 is hidden, 5 to 6 is exposed.
+  // While step 0 computes (1 to 5), step 1 is received: sent from 3 to 6. 3 to 5 is hidden, 5 to 6 is
+  // exposed.
   expect_split(split_stage_time({received(0, 0, 1, 1, 5), received(1, 1, 6, 6, 8)}, {{0, 0}, {1, 3}}), 8, 6,
                2, 2, 0);
 }

@@ -16,11 +16,11 @@ struct Figure {
   double value;
 };
 
-/// Every line has `kind`, `at_s` (since the writer was made), `steps`, `tokens` and `decode_tokens` (totals of the
-/// recorder), `tokens_per_s` and `compute_percent` (tokens of all rows, and the share of time that the device computed
-/// steps; of a sample since the line before, of the summary on the whole), `device_busy_percent` and
-/// `device_used_bytes` (device_use), and the caller's figures. The summary also has the percentiles of the steps'
-/// compute time, `step_ms_p50`, `step_ms_p90` and `step_ms_p99`.
+/// Every line has `kind`, `at_s` (since the writer was made), `steps`, `tokens` and `decode_tokens` (totals
+/// of the recorder), `tokens_per_s` and `compute_percent` (tokens of all rows, and the share of time that the
+/// device computed steps; of a sample since the line before, of the summary on the whole),
+/// `device_busy_percent` and `device_used_bytes` (device_use), and the caller's figures. The summary also has
+/// the percentiles of the steps' compute time, `step_ms_p50`, `step_ms_p90` and `step_ms_p99`.
 class MetricsWriter {
  public:
   /// Appends to `path`. Throws Error(usage) where it cannot be opened.

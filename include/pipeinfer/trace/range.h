@@ -3,8 +3,8 @@
 
 namespace pipeinfer {
 
-/// An NVTX range of the calling thread (Nsight Systems shows it, and what was launched in it) for as long as it lives.
-/// Nothing in builds without CUDA.
+/// An NVTX range of the calling thread (Nsight Systems shows it, and what was launched in it) for as long as
+/// it lives. Nothing in builds without CUDA.
 class Range {
  public:
   explicit Range(const char* name);

@@ -8,8 +8,8 @@
 
 namespace pipeinfer {
 
-/// One step on one rank; seconds of now_s()'s clock. On stage 0 the receive is the return of sampled tokens; a stage
-/// that receives or sends nothing has an empty interval.
+/// One step on one rank; seconds of now_s()'s clock. On stage 0 the receive is the return of sampled tokens;
+/// a stage that receives or sends nothing has an empty interval.
 struct StepTimes {
   uint64_t step = 0;
   int32_t lane = 0;
@@ -56,7 +56,8 @@ class StepRecorder {
   StepTotals totals_;
 };
 
-/// Wall clock of a stage from its first receive to its last compute, in seconds; compute + exposed + idle = wall.
+/// Wall clock of a stage from its first receive to its last compute, in seconds; compute + exposed + idle =
+/// wall.
 struct StageTime {
   double wall_s = 0;
   double compute_s = 0;
@@ -65,8 +66,8 @@ struct StageTime {
   double idle_s = 0;             ///< nothing to compute, nothing on the way: the bubble
 };
 
-/// A receive is idle until its matching send starts, communication from then on. `sent` holds what the stage before
-/// this one sent, on the same clock; both are in step order.
+/// A receive is idle until its matching send starts, communication from then on. `sent` holds what the stage
+/// before this one sent, on the same clock; both are in step order.
 StageTime split_stage_time(const std::vector<StepTimes>& steps, const std::vector<SendTime>& sent);
 
 }  // namespace pipeinfer

@@ -15,10 +15,11 @@ struct RankTrace {
   std::vector<StepTimes> steps;  ///< in step order, all ranks on one clock
 };
 
-/// Writes the file in the Chrome trace-event format ("JSON Object Format" of the Trace Event Format document): a process
-/// a rank, and a track each for what it receives, computes and sends. Times are microseconds since the earliest.
-/// Events of a track are cut where they would overlap (clocks of a GPU and its host differ by some microseconds): a
-/// viewer nests what overlaps. Throws Error(failed) where it cannot be written.
+/// Writes the file in the Chrome trace-event format ("JSON Object Format" of the Trace Event Format
+/// document): a process a rank, and a track each for what it receives, computes and sends. Times are
+/// microseconds since the earliest. Events of a track are cut where they would overlap (clocks of a GPU and
+/// its host differ by some microseconds): a viewer nests what overlaps. Throws Error(failed) where it cannot
+/// be written.
 void write_trace(const std::string& path, std::span<const RankTrace> ranks);
 
 }  // namespace pipeinfer
