@@ -272,7 +272,7 @@ TEST_F(Attention, ChunksEqualOneShot) {
       std::vector<float> chunked;
       for (int done = 0; done < n;) {
         const int take = std::min(integer(0, 1) ? 1 : integer(2, 90), n - done);
-        Step step;  // between rows of other slots, which must not matter
+        Step step;  // between rows of other slots, whose caches hold NaN: they must not matter
         step.row(0, done, 1);
         if (take == 1) step.row(2, done, 1);
         step.n_single = step.size();

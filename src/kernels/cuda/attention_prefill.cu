@@ -146,6 +146,8 @@ __global__ void __launch_bounds__(kThreads)
             load(v, kv + (k + b) * stride + c * 32 + column * 4);
 #pragma unroll
             for (int a = 0; a < Tile::kTokens; ++a) {
+              // Not left to p = 0: a NaN among one sequence's values must not reach its neighbours in the tile.
+              if (first_token + a < begin || first_token + a >= end) continue;
 #pragma unroll
               for (int j = 0; j < 4; ++j) sum[a][c][j] += p[a][b] * v[j];
             }
