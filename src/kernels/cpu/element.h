@@ -32,11 +32,11 @@ inline float to_float(BFloat16 value) { return float_of(uint32_t{value.bits} << 
 
 inline float to_float(Half value) {
   // The exponent and mantissa moved to their places read 2^-112 times the value; a multiplication repairs that for
-  // subnormals too. Infinity and NaN keep their exponent.
-  const uint32_t magnitude = value.bits & 0x7fffu;
+  // subnormals too. Infinity and NaN get their exponent back. No branch, so that loops vectorise.
+  const int32_t magnitude = value.bits & 0x7fff;
   const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
-  const float scaled = float_of(magnitude << 13) * 0x1p112f;
-  return float_of((magnitude >= 0x7c00u ? 0x7f800000u | magnitude << 13 : bits_of(scaled)) | sign);
+  const uint32_t not_finite = magnitude > 0x7bff ? 0x7f800000u : 0u;
+  return float_of(bits_of(float_of(static_cast<uint32_t>(magnitude) << 13) * 0x1p112f) | not_finite | sign);
 }
 
 /// Rounds to nearest, ties to even.
