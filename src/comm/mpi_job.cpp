@@ -48,8 +48,9 @@ class MpiControl : public Control {
 class MpiJob : public Job {
  public:
   explicit MpiJob(double timeout_s)
-      : mpi_(timeout_s, {[this](Parcel parcel) { arrived(std::move(parcel)); },
-                         [this](const std::string& message) { failed(message); }}),
+      : mpi_(timeout_s, {.arrived = [this](Parcel parcel) { arrived(std::move(parcel)); },
+                         .tensor_failed = [this](const std::string& message) { tensors_.fail(message); },
+                         .failed = [this](const std::string& message) { failed(message); }}),
         control_(mpi_, messages_) {}
 
   int rank() const override { return mpi_.place().rank; }

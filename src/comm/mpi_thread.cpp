@@ -48,7 +48,7 @@ MpiThread::MpiThread(double timeout_s, Handlers handlers)
 }
 
 MpiThread::~MpiThread() {
-  if (!ended_) abort(1);
+  if (thread_.joinable()) abort(1);
 }
 
 void MpiThread::post(Parcel parcel) {
@@ -197,7 +197,7 @@ bool MpiThread::send_waiting() {
   std::deque<Parcel> still_waiting;
   const size_t before = waiting_.size();
   for (Parcel& parcel : waiting_) {
-    if (blocked.contains(queue_of(parcel)) || !parcel.buffer->event.ready()) {
+    if (blocked.contains(queue_of(parcel)) || !may_leave(parcel)) {
       blocked.insert(queue_of(parcel));
       still_waiting.push_back(std::move(parcel));
       continue;
@@ -213,6 +213,16 @@ bool MpiThread::send_waiting() {
   }
   waiting_ = std::move(still_waiting);
   return waiting_.size() != before;
+}
+
+// An error that a kernel left behind shows here first; Control must stay able to tell the others.
+bool MpiThread::may_leave(Parcel& parcel) {
+  try {
+    return parcel.buffer->event.ready();
+  } catch (const Error& error) {
+    handlers_.tensor_failed(error.what());
+    return false;
+  }
 }
 
 bool MpiThread::finish_sent() {
@@ -237,6 +247,16 @@ bool MpiThread::finish_sent() {
   return n_done > 0;
 }
 
+StagingPtr MpiThread::room_for(Plane plane, size_t bytes) {
+  if (plane == Plane::control) return control_pool_->take(bytes);
+  try {
+    return tensor_pool_->take(bytes);
+  } catch (const Error& error) {
+    handlers_.tensor_failed(error.what());
+    return control_pool_->take(bytes);
+  }
+}
+
 bool MpiThread::accept_arrivals() {
   bool any = false;
   for (Plane plane : {Plane::control, Plane::tensors}) {
@@ -250,8 +270,7 @@ bool MpiThread::accept_arrivals() {
       any = true;
       int bytes = 0;
       MPI_Get_count(&status, MPI_BYTE, &bytes);
-      StagingPool& pool = plane == Plane::control ? *control_pool_ : *tensor_pool_;
-      Arrival arrival{{plane, status.MPI_SOURCE, status.MPI_TAG, pool.take(bytes), nullptr}};
+      Arrival arrival{{plane, status.MPI_SOURCE, status.MPI_TAG, room_for(plane, bytes), nullptr}};
       check(MPI_Imrecv(arrival.parcel.buffer->data(), bytes, MPI_BYTE, &message, &arrival.request),
             "MPI_Imrecv", arrival.parcel.peer);
       lives_->heard(arrival.parcel.peer);

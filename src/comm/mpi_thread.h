@@ -45,6 +45,8 @@ class MpiThread {
   /// Called on the MPI thread.
   struct Handlers {
     std::function<void(Parcel)> arrived;  ///< those of one peer and plane (and tag, of tensors) in order
+    /// A tensor could not be copied to the host (an error of the device): it and what follows it is not sent.
+    std::function<void(const std::string&)> tensor_failed;
     std::function<void(const std::string&)> failed;  ///< MPI reported an error: nothing moves from now on
   };
 
@@ -82,6 +84,8 @@ class MpiThread {
   void loop();
   void take_orders();
   bool send_waiting();
+  bool may_leave(Parcel& parcel);
+  StagingPtr room_for(Plane plane, size_t bytes);
   bool finish_sent();
   bool accept_arrivals();
   bool deliver_arrivals();

@@ -36,7 +36,20 @@ void NcclLink::recv(void* data, size_t bytes, Stream& stream) {
   run(data, bytes, stream);
 }
 
+void NcclLink::require_use() const {
+  if (stopped_ || !comm_) runtime_failure(cat(name_, " was aborted"));
+}
+
+bool NcclLink::settled() {
+  require_use();
+  ncclResult_t state = ncclSuccess;
+  check_nccl(ncclCommGetAsyncError(comm_, &state), name_, comm_);
+  check_nccl(state, name_, comm_);
+  return state == ncclSuccess;
+}
+
 void NcclLink::start(void* data, size_t bytes, Stream& stream) {
+  require_use();
   const auto cuda_stream = static_cast<cudaStream_t>(stream.native());
   const ncclResult_t result = sends_ ? ncclSend(data, bytes, ncclInt8, 1, comm_, cuda_stream)
                                      : ncclRecv(data, bytes, ncclInt8, 0, comm_, cuda_stream);
@@ -47,28 +60,28 @@ void NcclLink::start(void* data, size_t bytes, Stream& stream) {
 // may follow it there, only once NCCL is at rest.
 void NcclLink::run(void* data, size_t bytes, Stream& stream) {
   std::lock_guard lock(mutex_);
-  if (stopped_) runtime_failure(cat(name_, " was aborted"));
   start(data, bytes, stream);
   for (const double begin = now_s(); !settled(); sched_yield()) {
-    if (stopped_) runtime_failure(cat(name_, " was aborted"));
     if (now_s() - begin > timeout_s_) runtime_failure(cat(name_, " took nothing for ", timeout_s_, " s"));
   }
 }
 
 void NcclLink::begin(const ncclUniqueId& id) {
+  std::lock_guard lock(mutex_);
+  if (stopped_) runtime_failure(cat(name_, " was aborted"));
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
+  begun_ = true;
   check_nccl(ncclCommInitRankConfig(&comm_, 2, id, sends_ ? 0 : 1, &config), cat("opening ", name_), comm_);
 }
 
-bool NcclLink::settled() {
-  ncclResult_t state = ncclSuccess;
-  check_nccl(ncclCommGetAsyncError(comm_, &state), name_, comm_);
-  check_nccl(state, name_, comm_);
-  return state == ncclSuccess;
+bool NcclLink::done() {
+  std::lock_guard lock(mutex_);
+  return settled();
 }
 
 void NcclLink::warm_up(void* bytes, Stream& stream) {
+  std::lock_guard lock(mutex_);
   if (!warming_) {
     start(bytes, kWarmUpBytes, stream);
     warming_ = true;
@@ -81,23 +94,27 @@ void NcclLink::warm_up(void* bytes, Stream& stream) {
   ready_ = warmed_->ready();
 }
 
-void NcclLink::check() {
-  std::unique_lock lock(mutex_, std::try_to_lock);
-  if (lock && comm_) settled();
-}
-
-void NcclLink::abort_communicator() {
-  // The thread in run() leaves its loop when stopped; one that hangs inside NCCL only leaves by the abort itself.
-  std::unique_lock lock(mutex_, std::chrono::seconds(2));
-  if (ncclComm_t comm = std::exchange(comm_, nullptr)) ncclCommAbort(comm);
-}
-
 void NcclLink::finalize() {
-  if (comm_) check_nccl(ncclCommFinalize(comm_), cat("closing ", name_), comm_);
+  std::lock_guard lock(mutex_);
+  require_use();
+  check_nccl(ncclCommFinalize(comm_), cat("closing ", name_), comm_);
 }
 
 void NcclLink::destroy() {
+  std::lock_guard lock(mutex_);
   if (ncclComm_t comm = std::exchange(comm_, nullptr)) ncclCommDestroy(comm);
+}
+
+void NcclLink::check() {
+  std::unique_lock lock(mutex_, std::try_to_lock);
+  if (lock) settled();
+}
+
+void NcclLink::abort() {
+  // A thread in one of the functions above leaves its loop when stopped; one that hangs inside NCCL only leaves by the
+  // abort itself.
+  std::unique_lock lock(mutex_, std::chrono::seconds(2));
+  if (ncclComm_t comm = std::exchange(comm_, nullptr)) ncclCommAbort(comm);
 }
 
 }  // namespace pipeinfer

@@ -22,30 +22,35 @@ class NcclLink : public Link {
   void send(const void* data, size_t bytes, Stream& stream) override;
   void recv(void* data, size_t bytes, Stream& stream) override;
 
-  const std::string& name() const { return name_; }  ///< "the link of channel 0 from rank 1 to rank 2"
-  bool sends() const { return sends_; }
-  bool begun() const { return comm_ != nullptr; }
+  bool begun() const { return begun_; }
   bool ready() const { return ready_; }
+
+  // Opening and closing; all throw Error(failed), also once the link was stopped.
 
   /// Starts to connect. The device of the calling thread is the communicator's.
   void begin(const ncclUniqueId& id);
-  /// Whether NCCL is at rest: what was started last is done, or is on its stream. Throws Error(failed).
-  bool settled();
+  /// Whether what was begun, or finalized, is done.
+  bool done();
   /// Sends, or receives, a few bytes, so that the first real tensor finds everything set up. Call until ready.
   void warm_up(void* bytes, Stream& stream);
-  /// Throws the error that happened since, if any; skips a link that another thread uses.
-  void check();
-
-  /// Stops waits of other threads; abort_communicator follows.
-  void stop() { stopped_ = true; }
-  /// Ends everything in flight; may hang where the driver does.
-  void abort_communicator();
-  /// Starts to end in an orderly way; settled() says when that is done, then destroy. That may hang.
+  /// Starts to end in an orderly way; destroy once done. That may hang.
   void finalize();
   void destroy();
 
+  /// Throws the error that happened since, if any; skips a link that another thread uses.
+  void check();
+
+  /// Stops waits of other threads; abort follows.
+  void stop() { stopped_ = true; }
+  /// Ends everything in flight; may hang where the driver does.
+  void abort();
+
  private:
+  // With the lock held:
+  void require_use() const;
+  bool settled();
   void start(void* data, size_t bytes, Stream& stream);
+
   void run(void* data, size_t bytes, Stream& stream);
 
   const std::string name_;
@@ -55,7 +60,7 @@ class NcclLink : public Link {
   ncclComm_t comm_ = nullptr;
   std::atomic<bool> stopped_{false};
   std::optional<Event> warmed_;
-  bool warming_ = false, ready_ = false;
+  bool begun_ = false, warming_ = false, ready_ = false;
 };
 
 }  // namespace pipeinfer

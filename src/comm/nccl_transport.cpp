@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <tuple>
 #include <vector>
@@ -63,8 +64,11 @@ class NcclTransport : public Transport {
     PI_CHECK(from != to && (rank == from || rank == to), "rank ", rank, " has no link from ", from, " to ",
              to);
     use_device(device_);
-    auto& link = links_[{static_cast<int>(channel), from, to}];
-    link = std::make_shared<NcclLink>(channel, from, to, rank == from, timeout_s_);
+    auto link = std::make_shared<NcclLink>(channel, from, to, rank == from, timeout_s_);
+    {
+      std::lock_guard lock(mutex_);
+      links_[{static_cast<int>(channel), from, to}] = link;
+    }
     if (rank == from) invite(*link, channel, to);
     return *link;
   }
@@ -77,7 +81,7 @@ class NcclTransport : public Transport {
       const auto& [channel, from, to] = key;
       const auto invitation = invitations_.find({channel, from});
       if (!link->begun() && invitation != invitations_.end()) link->begin(invitation->second);
-      all_open &= link->begun() && link->settled();
+      all_open &= link->begun() && link->done();
     }
     if (!all_open) return false;
     // A first operation sets up memory on the GPU, which may wait for kernels that wait for their peers. So there is
@@ -95,10 +99,13 @@ class NcclTransport : public Transport {
 
   void abort() noexcept override {
     try {
-      for (auto& [key, link] : links_) link->stop();
-      run_within(kAbortS, [links = links_, device = device_] {
-        use_device(device);
-        for (auto& [key, link] : links) link->abort_communicator();
+      std::unique_lock lock(mutex_);
+      auto links = links_;
+      lock.unlock();
+      if (links.empty()) return;
+      for (auto& [key, link] : links) link->stop();
+      run_within(kAbortS, [links = std::move(links)] {
+        for (auto& [key, link] : links) link->abort();
       });
     } catch (...) {
     }
@@ -109,16 +116,16 @@ class NcclTransport : public Transport {
     use_device(device_);
     for (auto& [key, link] : links_) link->finalize();
     for (auto& [key, link] : links_) {
-      while (link->begun() && !link->settled()) {
+      while (!link->done()) {
         if (now_s() - start > timeout_s) too_late(timeout_s);
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }
     }
-    const bool destroyed = run_within(timeout_s - (now_s() - start), [links = links_, device = device_] {
-      use_device(device);
+    const bool destroyed = run_within(timeout_s - (now_s() - start), [links = links_] {
       for (auto& [key, link] : links) link->destroy();
     });
     if (!destroyed) too_late(timeout_s);
+    std::lock_guard lock(mutex_);
     links_.clear();
   }
 
@@ -157,6 +164,7 @@ class NcclTransport : public Transport {
   const std::string gpu_;
   Stream warm_stream_;
   DeviceBuffer warm_bytes_;
+  std::mutex mutex_;  // of the map: abort comes from another thread
   std::map<Key, std::shared_ptr<NcclLink>> links_;
   std::map<std::pair<int, int>, ncclUniqueId> invitations_;  // by channel and sender
 };

@@ -10,7 +10,8 @@
 
 namespace pipeinfer {
 
-/// Processes of an MPI job (mpi.h), or one process alone, or threads in tests (local.h).
+/// Processes of an MPI job, or one process alone, or threads in tests (local.h). One that is destroyed while its MPI runs
+/// (an exception on the way, no finalize) aborts with 1: catch, say what happened, then abort with the right code.
 class Job {
  public:
   virtual ~Job() = default;
