@@ -76,7 +76,9 @@ void add_table(Parsed& parsed) {
       added->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     } else {
       const std::string names = option.alias.empty() ? option.flag() : option.alias + "," + option.flag();
-      added = parsed.app->add_option(names, words, help_text(option))->option_text(value_name(option));
+      added = parsed.app->add_option(names, words, help_text(option))
+                  ->option_text(value_name(option))
+                  ->type_name("value");
       // One value each (a list as one word), so that brackets and further words stay what they are.
       added->expected(1)->allow_extra_args(false);
       added->multi_option_policy(is_list_of_texts(option) ? CLI::MultiOptionPolicy::TakeAll
@@ -90,6 +92,7 @@ CLI::Option* add_text(CLI::App* app, const std::string& name, std::string& value
                       const std::string& help) {
   return app->add_option(name, value, help)
       ->option_text(shown)
+      ->type_name("value")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 }
 

@@ -15,8 +15,9 @@ using nlohmann::json;
 
 constexpr int32_t kLargest = 1 << 24;  ///< of any dimension: products of two stay far inside int64
 
-/// Keys that change what a model computes, and the value with which they don't; null stands for false, 0 and empty.
-/// They are other families' settings: a config.json that calls itself Llama but has one is not what we implement.
+/// Keys that change what a model computes, and the value with which they don't; null stands for false, 0 and
+/// empty. They are other families' settings: a config.json that calls itself Llama but has one is not what we
+/// implement.
 struct Neutral {
   const char* key;
   json value;

@@ -120,8 +120,7 @@ const std::vector<Option>& options() {
       {.section = "parallelism",
        .key = "lanes",
        .member = &C::lanes,
-       .help =
-           "sets of sequences that follow each other down the pipeline; auto is the number of stages or more",
+       .help = "sets of sequences that take turns on the stages; auto is the number of stages or more",
        .max = 65536,
        .or_auto = true},
 
@@ -173,7 +172,7 @@ const std::vector<Option>& options() {
       {.section = "runtime",
        .key = "threads",
        .member = &C::threads,
-       .help = "CPU threads of a rank; auto is the cores bound to it over the ranks that share them",
+       .help = "CPU threads of a rank; auto is its cores over the ranks that share them",
        .max = 65536,
        .or_auto = true},
       {.section = "runtime",

@@ -7,8 +7,8 @@ constexpr std::string_view kReplacement = "\xef\xbf\xbd";  ///< U+FFFD
 
 enum class Utf8 { valid, invalid, unfinished };
 
-/// What the first character of `bytes` (not empty) is, and its length (RFC 3629: no overlong forms, no surrogates,
-/// nothing above U+10FFFF).
+/// What the first character of `bytes` (not empty) is, and its length (RFC 3629: no overlong forms, no
+/// surrogates, nothing above U+10FFFF).
 Utf8 classify(std::string_view bytes, size_t& length) {
   const unsigned char lead = bytes[0];
   length = lead < 0x80 ? 1 : lead >> 5 == 0x6 ? 2 : lead >> 4 == 0xe ? 3 : lead >> 3 == 0x1e ? 4 : 0;

@@ -10,7 +10,8 @@
 namespace pipeinfer {
 namespace {
 
-/// Whether every character of the text is whole. Not the decoder's own code: sentencepiece-free and table-free.
+/// Whether every character of the text is whole. Not the decoder's own code: sentencepiece-free and
+/// table-free.
 bool whole_utf8(const std::string& text) {
   for (size_t i = 0; i < text.size();) {
     const unsigned char lead = text[i];
@@ -64,7 +65,8 @@ TEST(StreamDecoder, RandomTokensDecodeAsSentencepiece) {
       const int length = static_cast<int>(rng() % 12);
       for (int i = 0; i < length; ++i) {
         const int kind = static_cast<int>(rng() % 4);
-        // Control tokens and spaces at the start, and bytes that often are a part of a character, are what is hard.
+        // Control tokens and spaces at the start, and bytes that often are a part of a character, are what is
+        // hard.
         if (kind == 0) ids.push_back(space);
         if (kind == 1) ids.push_back(1 + static_cast<int>(rng() % 2));
         if (kind == 2 && has_bytes)

@@ -1,4 +1,5 @@
-// The command line: subcommands, the options of config/run_config.h's table, and the few without a config key.
+// The command line: subcommands, the options of config/run_config.h's table, and the few without a config
+// key.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +32,9 @@ struct Command {
   std::vector<int64_t> batch_sizes, prompt_tokens, new_tokens;  ///< not empty; lists sweep
 };
 
-/// Reads a command line; `argv[0]` is the program, `version` what --version shows. Throws Error(usage), one sentence,
-/// for unknown options, values of a wrong type or range, contradictions, and a missing model or prompt. For `run` with
-/// a prompts file or --local-debug, output_dir is never empty.
+/// Reads a command line; `argv[0]` is the program, `version` what --version shows. Throws Error(usage), one
+/// sentence, for unknown options, values of a wrong type or range, contradictions, and a missing model or
+/// prompt. For `run` with a prompts file or --local-debug, output_dir is never empty.
 Command parse_command(int argc, const char* const* argv, const std::string& version);
 
 }  // namespace pipeinfer

@@ -24,9 +24,9 @@ struct RopeConfig {
   int32_t original_max_position = 0;  ///< llama3: the context it was pretrained with
 };
 
-/// Weight shapes are [out, in]: q [n_heads * head_dim, hidden], k and v [n_kv_heads * head_dim, hidden], o [hidden,
-/// n_heads * head_dim], gate and up [intermediate, hidden], down [hidden, intermediate]; embedding and head [vocab,
-/// hidden].
+/// Weight shapes are [out, in]: q [n_heads * head_dim, hidden], k and v [n_kv_heads * head_dim, hidden], o
+/// [hidden, n_heads * head_dim], gate and up [intermediate, hidden], down [hidden, intermediate]; embedding
+/// and head [vocab, hidden].
 struct ModelConfig {
   int32_t hidden_size = 0;
   int32_t intermediate_size = 0;
@@ -56,8 +56,8 @@ struct ModelConfig {
   int64_t head_parameters() const;       ///< vocab x hidden, tied or not: what the last stage reads in a step
   int64_t norm_parameters() const { return hidden_size; }  ///< the final norm
 
-  /// What a stage of layers [first, last) holds: stage 0 also the embedding, the last one also the final norm and the
-  /// head (a tied head is the embedding where one stage holds both, and a copy of it otherwise).
+  /// What a stage of layers [first, last) holds: stage 0 also the embedding, the last one also the final norm
+  /// and the head (a tied head is the embedding where one stage holds both, and a copy of it otherwise).
   int64_t stage_parameters(int first, int last) const;
   int64_t total_parameters() const { return stage_parameters(0, n_layers); }
 
@@ -65,9 +65,10 @@ struct ModelConfig {
   int64_t kv_elements() const { return 2ll * n_kv_heads * head_dim; }
 };
 
-/// Reads `folder`/config.json and, where it is there, generation_config.json, in both spellings (rope_scaling with
-/// `type` or `rope_type`, rope_theta, torch_dtype; rope_parameters, dtype). Throws Error(usage) that names file and
-/// key for what is missing, of a wrong type or range, or would change the numbers and is not implemented.
+/// Reads `folder`/config.json and, where it is there, generation_config.json, in both spellings (rope_scaling
+/// with `type` or `rope_type`, rope_theta, torch_dtype; rope_parameters, dtype). Throws Error(usage) that
+/// names file and key for what is missing, of a wrong type or range, or would change the numbers and is not
+/// implemented.
 ModelConfig load_model_config(const std::string& folder);
 
 /// The shape that `bench --shape` makes up: "openllama-3b", ... Throws Error(usage) that lists the names.
@@ -75,8 +76,9 @@ ModelConfig model_shape(const std::string& name);
 std::vector<std::string> model_shape_names();
 
 /// Rotary frequencies [head_dim / 2], rounded to fp32 step by step as transformers' modeling_rope_utils does:
-/// theta^(-2i / head_dim) (Su et al. 2021, arXiv:2104.09864), scaled for linear (Chen et al. 2023, arXiv:2306.15595)
-/// and llama3 (Grattafiori et al. 2024, arXiv:2407.21783). Dynamic NTK depends on the length: here it is unscaled.
+/// theta^(-2i / head_dim) (Su et al. 2021, arXiv:2104.09864), scaled for linear (Chen et al. 2023,
+/// arXiv:2306.15595) and llama3 (Grattafiori et al. 2024, arXiv:2407.21783). Dynamic NTK depends on the
+/// length: here it is unscaled.
 std::vector<float> inv_freq(const ModelConfig& config);
 
 }  // namespace pipeinfer

@@ -103,14 +103,15 @@ const std::vector<Option>& options();
 /// The option of a key, or null.
 const Option* find_option(const std::string& key);
 
-/// Sets a value from the words given on the command line (one, or several for `stop`; "true" or "false" for a flag).
-/// Throws Error(usage): "--top-p: expected ..., found ...".
+/// Sets a value from the words given on the command line (one, or several for `stop`; "true" or "false" for a
+/// flag). Throws Error(usage): "--top-p: expected ..., found ...".
 void set_option(RunConfig& config, const Option& option, const std::vector<std::string>& words);
 
 /// A value as JSON text: `0.9`, `"auto"`, `[13,13]`.
 std::string option_text(const RunConfig& config, const Option& option);
 
-/// Reads a file over the values in `config`. Throws Error(usage) that names file and key: unknown keys, wrong types.
+/// Reads a file over the values in `config`. Throws Error(usage) that names file and key: unknown keys, wrong
+/// types.
 void load_run_config(const std::string& path, RunConfig& config);
 
 /// The whole configuration as a JSON object of the schema (one line).

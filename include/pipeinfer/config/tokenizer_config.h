@@ -12,8 +12,9 @@ struct TokenizerConfig {
   std::string eos_token;
 };
 
-/// Reads `folder`/tokenizer_config.json; the defaults where there is none. Throws Error(usage) that names file and key
-/// for broken JSON, wrong types, and settings that would change the tokens and are not implemented.
+/// Reads `folder`/tokenizer_config.json; the defaults where there is none. Throws Error(usage) that names
+/// file and key for broken JSON, wrong types, and settings that would change the tokens and are not
+/// implemented.
 TokenizerConfig load_tokenizer_config(const std::string& folder);
 
 }  // namespace pipeinfer

@@ -13,12 +13,13 @@ struct Coordinates {
   bool operator==(const Coordinates&) const = default;
 };
 
-/// dp x pp x tp ranks. rank = (replica * pp + stage) * tp + shard: shards of a stage are neighbours, a replica's stages
-/// are contiguous.
+/// dp x pp x tp ranks. rank = (replica * pp + stage) * tp + shard: shards of a stage are neighbours, a
+/// replica's stages are contiguous.
 class World {
  public:
   World() = default;
-  /// `pipeline` 0: size / (data * tensor). Throws Error(usage) where the product is not `size`, or `rank` is not in it.
+  /// `pipeline` 0: size / (data * tensor). Throws Error(usage) where the product is not `size`, or `rank` is
+  /// not in it.
   World(int rank, int size, int pipeline = 0, int tensor = 1, int data = 1);
 
   int rank() const { return rank_; }

@@ -1,4 +1,5 @@
-// The text of a completion while its tokens come: what follows the prompt's text, without EOS and the stop string.
+// The text of a completion while its tokens come: what follows the prompt's text, without EOS and the stop
+// string.
 #pragma once
 
 #include <cstdint>

@@ -7,13 +7,14 @@
 
 namespace pipeinfer {
 
-/// The stop string that ends first rules (of those that end together the longest), however the text is cut into pieces.
+/// The stop string that ends first rules (of those that end together the longest), however the text is cut
+/// into pieces.
 class StopMatcher {
  public:
   explicit StopMatcher(const std::vector<std::string>& stops);
 
-  /// Adds text; returns what may be shown now: all but a possible beginning of a stop string, and once a stop string
-  /// is complete what is before it. After that, nothing more.
+  /// Adds text; returns what may be shown now: all but a possible beginning of a stop string, and once a stop
+  /// string is complete what is before it. After that, nothing more.
   std::string push(std::string_view text);
 
   bool stopped() const { return stopped_; }

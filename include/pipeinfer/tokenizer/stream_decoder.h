@@ -9,14 +9,15 @@
 
 namespace pipeinfer {
 
-/// The text that follows a prompt's text. All of it together is what sentencepiece decodes prompt and new tokens to,
-/// without the prompt's part. Work and memory do not grow with the sequence.
+/// The text that follows a prompt's text. All of it together is what sentencepiece decodes prompt and new
+/// tokens to, without the prompt's part. Work and memory do not grow with the sequence.
 class StreamDecoder {
  public:
   /// The tokenizer must outlive it.
   StreamDecoder(const Tokenizer& tokenizer, std::span<const int32_t> prompt);
 
-  /// The text that the token adds: whole UTF-8 characters, maybe none. Bytes that can't be UTF-8 become U+FFFD each.
+  /// The text that the token adds: whole UTF-8 characters, maybe none. Bytes that can't be UTF-8 become
+  /// U+FFFD each.
   std::string next(int32_t id);
 
   /// The end: what is left of an unfinished character becomes U+FFFD, one a byte.

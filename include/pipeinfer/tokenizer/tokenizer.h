@@ -29,13 +29,14 @@ class Tokenizer {
   /// Whether `path`, a folder or a file, has a sentencepiece model.
   static bool exists(const std::string& path);
 
-  /// `path`: a folder with tokenizer.model (and maybe tokenizer_config.json), or the model file itself. Throws
-  /// Error(usage): no such file, only tokenizer.json, broken, or more pieces than the model's vocabulary.
+  /// `path`: a folder with tokenizer.model (and maybe tokenizer_config.json), or the model file itself.
+  /// Throws Error(usage): no such file, only tokenizer.json, broken, or more pieces than the model's
+  /// vocabulary.
   Tokenizer(const std::string& path, const ModelConfig& model);
   ~Tokenizer();
 
-  /// The prompt's tokens: sentencepiece's, with BOS in front unless add_bos_token is false, and EOS behind where
-  /// add_eos_token is true. "<s>" in the text is text. `text` is valid UTF-8.
+  /// The prompt's tokens: sentencepiece's, with BOS in front unless add_bos_token is false, and EOS behind
+  /// where add_eos_token is true. "<s>" in the text is text. `text` is valid UTF-8.
   std::vector<int32_t> encode(std::string_view text) const;
 
   /// The whole text of the tokens, as sentencepiece decodes them, but that unknown pieces yield nothing.
@@ -47,8 +48,8 @@ class Tokenizer {
   bool adds_bos() const { return config_.add_bos_token && bos_id_ >= 0; }
   const std::string& file() const { return file_; }  ///< path of tokenizer.model
 
-  /// Whether the first space of a text is not shown (add_dummy_prefix), and whether all its leading ones are not
-  /// (remove_extra_whitespaces).
+  /// Whether the first space of a text is not shown (add_dummy_prefix), and whether all its leading ones are
+  /// not (remove_extra_whitespaces).
   bool drops_first_space() const { return drops_first_space_; }
   bool drops_leading_spaces() const { return drops_leading_spaces_; }
 
