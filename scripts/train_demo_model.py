@@ -10,6 +10,7 @@ rate follows the wall clock, so that a slow machine ends in time too, with less 
 """
 
 import argparse
+import io
 import json
 import math
 import os
@@ -91,10 +92,10 @@ def read_chapters() -> list[list[str]]:
 
 def train_tokenizer(verses: list[str], folder: str) -> sentencepiece.SentencePieceProcessor:
     """A byte-fallback BPE tokenizer with Llama's settings, as tokenizer.model in `folder`."""
-    prefix = os.path.join(folder, "tokenizer")
+    proto = io.BytesIO()  # trained to a file, the model would hold the file's path
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(verses),
-        model_prefix=prefix,
+        model_writer=proto,
         vocab_size=VOCAB,
         model_type="bpe",
         byte_fallback=True,
@@ -110,8 +111,9 @@ def train_tokenizer(verses: list[str], folder: str) -> sentencepiece.SentencePie
         num_threads=1,
         minloglevel=2,
     )
-    os.remove(f"{prefix}.vocab")
-    return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as file:
+        file.write(proto.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=proto.getvalue())
 
 
 def token_stream(chapters: list[list[str]], tokenizer, rng: random.Random):
