@@ -11,12 +11,12 @@ build cpu
 ctest --test-dir build/cpu --output-on-failure -LE gpu
 
 step "Build and test: thread sanitizer, without LibTorch"
-build tsan test_pipeline test_sched
-ctest --test-dir build/tsan --output-on-failure -L 'pipeline|sched'
+build tsan test_pipeline test_sched test_comm planted
+ctest --test-dir build/tsan --output-on-failure -L '^(pipeline|sched|comm|sanitizers)$'
 
 step "Build and test: address and undefined-behaviour sanitizers"
 build asan
-ctest --test-dir build/asan --output-on-failure -LE 'gpu|slurm|install|layering'
+ctest --test-dir build/asan --output-on-failure -LE '^(gpu|slurm|install|layering|scripts)$'
 
 step "Fuzzers"
 scripts/soak.sh 20

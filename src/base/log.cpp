@@ -15,8 +15,8 @@ namespace pipeinfer {
 struct Log::Impl {
   int rank;
   std::mutex mutex;
-  std::shared_ptr<spdlog::logger> logger;                   // null until open()
-  std::vector<std::pair<LogLevel, std::string>> early;      // lines from before open()
+  std::shared_ptr<spdlog::logger> logger;               // null until open()
+  std::vector<std::pair<LogLevel, std::string>> early;  // lines from before open()
 
   void put(LogLevel level, const std::string& message) {
     static constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,

@@ -24,14 +24,15 @@ void check_row(const StepPlan& plan, const StepRow& row, const PlanLimits& limit
   check_range(plan, "slot", row.slot, limits.slots);
   check_range(plan, "position", row.position, limits.context);
   if (row.n_tokens < 1 || row.n_tokens > limits.context - row.position)
-    refuse(plan, cat("slot ", row.slot, " has ", row.n_tokens, " tokens at position ", row.position, ", the context is ",
-                     limits.context));
+    refuse(plan, cat("slot ", row.slot, " has ", row.n_tokens, " tokens at position ", row.position,
+                     ", the context is ", limits.context));
   if (row.n_samples < 0 || row.n_samples > row.n_tokens)
     refuse(plan, cat("slot ", row.slot, " samples ", row.n_samples, " of ", row.n_tokens, " tokens"));
   const auto n_host = static_cast<int64_t>(plan.tokens.size());
   if (row.first_token == kFromSlot ? row.n_tokens != 1
                                    : row.first_token < 0 || row.first_token > n_host - row.n_tokens)
-    refuse(plan, cat("slot ", row.slot, " takes ", row.n_tokens, " tokens from ", row.first_token, " of ", n_host));
+    refuse(plan,
+           cat("slot ", row.slot, " takes ", row.n_tokens, " tokens from ", row.first_token, " of ", n_host));
 }
 
 }  // namespace
@@ -63,14 +64,15 @@ void StepPlan::check(const PlanLimits& limits) const {
   for (const SlotOpen& open : opened) {
     check_range(*this, "slot", open.slot, limits.slots);
     if (open.prompt_tokens < 1 || open.prompt_tokens > limits.context)
-      refuse(*this, cat("slot ", open.slot, " has a prompt of ", open.prompt_tokens, " tokens, the context is ",
-                        limits.context));
+      refuse(*this, cat("slot ", open.slot, " has a prompt of ", open.prompt_tokens,
+                        " tokens, the context is ", limits.context));
   }
   const int64_t most_blocks = (limits.context + limits.block_size - 1) / limits.block_size;
   for (const BlockGrant& grant : granted) {
     check_range(*this, "slot", grant.slot, limits.slots);
     if (static_cast<int64_t>(grant.blocks.size()) > most_blocks)
-      refuse(*this, cat("slot ", grant.slot, " gets ", grant.blocks.size(), " blocks, a context has ", most_blocks));
+      refuse(*this,
+             cat("slot ", grant.slot, " gets ", grant.blocks.size(), " blocks, a context has ", most_blocks));
     for (int32_t block : grant.blocks) check_range(*this, "block", block, limits.blocks);
   }
   if (rows.size() > static_cast<size_t>(limits.slots)) refuse(*this, "there are more rows than slots");
@@ -152,11 +154,16 @@ StepResult StepResult::parse(std::span<const std::byte> bytes) {
 
 const char* finish_reason_name(FinishReason reason) {
   switch (reason) {
-    case FinishReason::none: return "";
-    case FinishReason::eos: return "eos";
-    case FinishReason::length: return "length";
-    case FinishReason::stop: return "stop";
-    case FinishReason::error: return "error";
+    case FinishReason::none:
+      return "";
+    case FinishReason::eos:
+      return "eos";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::error:
+      return "error";
   }
   return "";
 }

@@ -15,7 +15,8 @@ double wait_s(const StageWorker& worker) { return worker.idle() ? kIdleWaitS : k
 
 }  // namespace
 
-Coordinator::Coordinator(RankContext& rank, const Layout& layout, StageWorker& worker, SchedulerEvents& events)
+Coordinator::Coordinator(RankContext& rank, const Layout& layout, StageWorker& worker,
+                         SchedulerEvents& events)
     : rank_(rank), worker_(worker), scheduler_(layout.scheduler, events), n_lanes_(layout.scheduler.lanes) {}
 
 bool Coordinator::serve(double grace_s, const std::function<void()>& tick) {

@@ -38,7 +38,8 @@ Layout Layout::parse(std::span<const std::byte> bytes) {
   Layout layout;
   layout.layers = in.get_all<int>();
   layout.vocab_size = in.get<int>();
-  each_field(layout.scheduler, [&](auto& value) { value = in.get<std::remove_reference_t<decltype(value)>>(); });
+  each_field(layout.scheduler,
+             [&](auto& value) { value = in.get<std::remove_reference_t<decltype(value)>>(); });
   layout.scheduler.eos_ids = in.get_all<int32_t>();
   in.end();
   return layout;

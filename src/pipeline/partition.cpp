@@ -14,13 +14,15 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 
 void check_stage_count(int n_stages, int n_layers) {
   if (n_stages > n_layers)
-    usage_error(cat("there are more ranks than layers: ", n_stages, " pipeline stages for ", n_layers, " layers"));
+    usage_error(
+        cat("there are more ranks than layers: ", n_stages, " pipeline stages for ", n_layers, " layers"));
 }
 
 // best[s][l]: least value of combining stages s.. over layers l.., by `combine(stage's own cost, rest)`.
 template <typename Combine>
-std::vector<std::vector<double>> best_of_rest(const PartitionModel& model, const std::vector<int64_t>& capacity,
-                                              double most_cost, Combine combine) {
+std::vector<std::vector<double>> best_of_rest(const PartitionModel& model,
+                                              const std::vector<int64_t>& capacity, double most_cost,
+                                              Combine combine) {
   const int n_stages = static_cast<int>(capacity.size());
   std::vector best(n_stages + 1, std::vector<double>(model.n_layers + 1, kNever));
   best[n_stages][model.n_layers] = 0;
@@ -98,7 +100,8 @@ StageLayers explicit_partition(const std::vector<int64_t>& counts, int n_layers,
   }
   if (static_cast<int>(counts.size()) != n_stages)
     usage_error(cat("partition ", text, " has ", counts.size(), " stages, the run has ", n_stages));
-  if (total != n_layers) usage_error(cat("partition ", text, " adds up to ", total, " layers, the model has ", n_layers));
+  if (total != n_layers)
+    usage_error(cat("partition ", text, " adds up to ", total, " layers, the model has ", n_layers));
   StageLayers layers{0};
   for (int64_t count : counts) {
     if (count < 1) usage_error(cat("partition ", text, ": every stage needs at least 1 layer"));

@@ -12,7 +12,12 @@ constexpr int kMostFlights = 8;  // each holds two buffers of hidden states
 }
 
 StageWorker::Flight::Flight(Device device)
-    : recv_begin(device), received(device), compute_begin(device), computed(device), send_begin(device), sent(device),
+    : recv_begin(device),
+      received(device),
+      compute_begin(device),
+      computed(device),
+      send_begin(device),
+      sent(device),
       reported(device) {}
 
 StageWorker::StageWorker(RankContext& rank, const Layout& layout, Stage& stage)
@@ -30,7 +35,8 @@ StageWorker::StageWorker(RankContext& rank, const Layout& layout, Stage& stage)
   const Device device = rank.device;
   const size_t hidden_bytes = layout.max_tokens() * stage.hidden_bytes();
   const size_t sampled_bytes = layout.max_tokens() * sizeof(int32_t);
-  const size_t top_bytes = layout.scheduler.want_top ? layout.max_tokens() * kTopLogits * sizeof(TopLogit) : 0;
+  const size_t top_bytes =
+      layout.scheduler.want_top ? layout.max_tokens() * kTopLogits * sizeof(TopLogit) : 0;
   const int n_flights = std::min(std::max(2, layout.max_in_flight()), kMostFlights);
   flights_.reserve(n_flights);
   for (int i = 0; i < n_flights; ++i) {
@@ -119,7 +125,8 @@ void StageWorker::send(Flight& flight) {
   if (n_samples > 0) {
     copy_async(flight.host_sampled.data(), flight.sampled.data(), n_samples * sizeof(int32_t), tokens_);
     if (flight.plan.want_top)
-      copy_async(flight.host_top.data(), flight.top.data(), n_samples * kTopLogits * sizeof(TopLogit), tokens_);
+      copy_async(flight.host_top.data(), flight.top.data(), n_samples * kTopLogits * sizeof(TopLogit),
+                 tokens_);
     if (first_) stage_.take_tokens(flight.plan, flight.sampled.as<int32_t>(), compute_);
   }
   flight.reported.record(tokens_);

@@ -10,8 +10,8 @@ namespace pipeinfer {
 
 namespace {
 
-constexpr double kStuckSteps = 20;   // of the longest steps so far
-constexpr double kFarewellS = 5;     // most time that the last messages after a fault may take
+constexpr double kStuckSteps = 20;  // of the longest steps so far
+constexpr double kFarewellS = 5;    // most time that the last messages after a fault may take
 
 std::vector<std::byte> fault_bytes(ExitCode code, bool peer_lost, const std::string& message) {
   ByteWriter out;
@@ -128,11 +128,12 @@ void Watchdog::check_stuck() {
   int slowest = 0;
   uint64_t least = done_;
   for (int peer = 1; peer < job_.size(); ++peer)
-    if (const auto progress = job_.control().life(peer).progress; progress < least) slowest = peer, least = progress;
+    if (const auto progress = job_.control().life(peer).progress; progress < least)
+      slowest = peer, least = progress;
   if (slowest != 0 && job_.control().life(slowest).silent_s > timeout_s_ / 2) return;
   raise({ExitCode::failed,
-         cat(name(slowest), " is stuck: it shows life but completed no step for ", patience_s, " s, after ", least,
-             " steps"),
+         cat(name(slowest), " is stuck: it shows life but completed no step for ", patience_s, " s, after ",
+             least, " steps"),
          true},
         true);
 }

@@ -11,7 +11,12 @@
 namespace pipeinfer {
 namespace {
 
-constexpr PlanLimits kLimits{.slots = 4, .blocks = 8, .block_size = 16, .context = 64, .vocab_size = 100, .lanes = 2,
+constexpr PlanLimits kLimits{.slots = 4,
+                             .blocks = 8,
+                             .block_size = 16,
+                             .context = 64,
+                             .vocab_size = 100,
+                             .lanes = 2,
                              .max_tokens = 40};
 
 StepPlan sample_plan() {
@@ -78,13 +83,16 @@ TEST(StepPlan, WhatDoesNotFitIsNamed) {
     change(plan);
     return message_of([&] { plan.check(kLimits); });
   };
-  EXPECT_EQ(broken([](StepPlan& p) { p.lane = 2; }), "the plan of step 7 is refused: lane 2 is outside [0, 2)");
-  EXPECT_EQ(broken([](StepPlan& p) { p.closed = {4}; }), "the plan of step 7 is refused: slot 4 is outside [0, 4)");
+  EXPECT_EQ(broken([](StepPlan& p) { p.lane = 2; }),
+            "the plan of step 7 is refused: lane 2 is outside [0, 2)");
+  EXPECT_EQ(broken([](StepPlan& p) { p.closed = {4}; }),
+            "the plan of step 7 is refused: slot 4 is outside [0, 4)");
   EXPECT_EQ(broken([](StepPlan& p) { p.granted[0].blocks[0] = 8; }),
             "the plan of step 7 is refused: block 8 is outside [0, 8)");
   EXPECT_EQ(broken([](StepPlan& p) { p.tokens[4] = 100; }),
             "the plan of step 7 is refused: token 100 is outside [0, 100)");
-  EXPECT_EQ(broken([](StepPlan& p) { p.rows[1].slot = 0; }), "the plan of step 7 is refused: slot 0 has two rows");
+  EXPECT_EQ(broken([](StepPlan& p) { p.rows[1].slot = 0; }),
+            "the plan of step 7 is refused: slot 0 has two rows");
   EXPECT_EQ(broken([](StepPlan& p) { p.rows[1].position = 60; }),
             "the plan of step 7 is refused: slot 2 has 5 tokens at position 60, the context is 64");
   EXPECT_EQ(broken([](StepPlan& p) { p.rows[1].first_token = 1; }),

@@ -31,8 +31,8 @@ inline uint64_t attend(std::vector<uint64_t>& kv, uint64_t hidden, int stage) {
 }
 
 /// The tokens that a prompt must give, computed without pipeline, slots or blocks.
-inline std::vector<int32_t> expected_tokens(std::vector<int32_t> tokens, int n_new, int n_stages, int vocab_size,
-                                            const std::vector<int32_t>& eos) {
+inline std::vector<int32_t> expected_tokens(std::vector<int32_t> tokens, int n_new, int n_stages,
+                                            int vocab_size, const std::vector<int32_t>& eos) {
   std::vector<std::vector<uint64_t>> kv(n_stages);
   std::vector<int32_t> made;
   for (size_t i = 0; i < tokens.size() && static_cast<int>(made.size()) < n_new; ++i) {
@@ -49,9 +49,14 @@ inline std::vector<int32_t> expected_tokens(std::vector<int32_t> tokens, int n_n
 class FakeStage : public Stage {
  public:
   FakeStage(const Layout& layout, int stage, double max_delay_s = 0)
-      : layout_(layout), stage_(stage), max_delay_s_(max_delay_s), rng_(stage),
-        kv_(layout.scheduler.blocks * layout.scheduler.block_size, kPoison), tables_(layout.scheduler.batch_size),
-        open_(layout.scheduler.batch_size, false), last_token_(layout.scheduler.batch_size, -1) {}
+      : layout_(layout),
+        stage_(stage),
+        max_delay_s_(max_delay_s),
+        rng_(stage),
+        kv_(layout.scheduler.blocks * layout.scheduler.block_size, kPoison),
+        tables_(layout.scheduler.batch_size),
+        open_(layout.scheduler.batch_size, false),
+        last_token_(layout.scheduler.batch_size, -1) {}
 
   int64_t hidden_bytes() const override { return sizeof(uint64_t); }
 
@@ -102,7 +107,8 @@ class FakeStage : public Stage {
     const int position = row.position + i;
     uint64_t hidden;
     if (stage_ == 0) {
-      const int32_t id = row.first_token == kFromSlot ? last_token_[row.slot] : plan.tokens[row.first_token + i];
+      const int32_t id =
+          row.first_token == kFromSlot ? last_token_[row.slot] : plan.tokens[row.first_token + i];
       PI_CHECK(id >= 0, "slot ", row.slot, " has no token to embed");
       hidden = mix(id, position);
     } else {
@@ -118,7 +124,8 @@ class FakeStage : public Stage {
 
   uint64_t& entry(int32_t slot, int position) {
     const int block_size = layout_.scheduler.block_size;
-    PI_CHECK(position / block_size < static_cast<int>(tables_[slot].size()), "no block for position ", position);
+    PI_CHECK(position / block_size < static_cast<int>(tables_[slot].size()), "no block for position ",
+             position);
     return kv_[tables_[slot][position / block_size] * block_size + position % block_size];
   }
 

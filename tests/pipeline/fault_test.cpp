@@ -8,8 +8,15 @@ namespace pipeinfer::testing {
 namespace {
 
 JobSetup setup_of(int n_stages) {
-  SchedulerConfig config{.lanes = n_stages, .batch_size = 8, .prefill_chunk = 16, .block_size = 8, .blocks = 64,
-                         .context = 64, .steps_ahead = 1, .want_top = false, .eos_ids = {}};
+  SchedulerConfig config{.lanes = n_stages,
+                         .batch_size = 8,
+                         .prefill_chunk = 16,
+                         .block_size = 8,
+                         .blocks = 64,
+                         .context = 64,
+                         .steps_ahead = 1,
+                         .want_top = false,
+                         .eos_ids = {}};
   JobSetup setup;
   setup.layout = make_layout(n_stages, config);
   for (int i = 0; i < 200; ++i) {
@@ -89,7 +96,8 @@ TEST(Fault, ASlowRankIsNotTakenForDead) {
   JobSetup setup = setup_of(2);
   setup.requests.resize(4);
   setup.prepare = [&](int rank, FakeStage&, LocalWorld&) {
-    if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // loading, beyond the deadline
+    if (rank == 1)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // loading, beyond the deadline
   };
   const JobOutcome outcome = run_job(setup);
   for (const RankOutcome& rank : outcome.ranks) EXPECT_EQ(rank.farewell.code, ExitCode::ok) << rank.error;

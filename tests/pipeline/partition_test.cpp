@@ -13,7 +13,9 @@ namespace {
 // OpenLLaMA-3B in fp16: the head costs 0.83 of a layer.
 PartitionModel openllama_3b() {
   const int64_t h = 3200, i = 8640, v = 32000;
-  return {.n_layers = 26, .layer_bytes = 2 * (4 * h * h + 3 * h * i + 2 * h), .head_bytes = 2 * (v * h + h),
+  return {.n_layers = 26,
+          .layer_bytes = 2 * (4 * h * h + 3 * h * i + 2 * h),
+          .head_bytes = 2 * (v * h + h),
           .embed_bytes = 2 * v * h};
 }
 
@@ -42,8 +44,11 @@ TEST(Partition, NoPartitionHasASmallerLargestStage) {
   std::mt19937 rng(3);
   for (int round = 0; round < 200; ++round) {
     const int n_layers = 1 + rng() % 9, n_stages = 1 + rng() % std::min(n_layers, 4);
-    const PartitionModel model{.n_layers = n_layers, .layer_bytes = 100, .head_bytes = int64_t(rng() % 300),
-                               .embed_bytes = int64_t(rng() % 300), .tied = rng() % 2 == 0};
+    const PartitionModel model{.n_layers = n_layers,
+                               .layer_bytes = 100,
+                               .head_bytes = int64_t(rng() % 300),
+                               .embed_bytes = int64_t(rng() % 300),
+                               .tied = rng() % 2 == 0};
     std::vector<int64_t> capacity(n_stages);
     for (auto& bytes : capacity) bytes = 150 + rng() % 900;
     double least = 1e30;
@@ -82,10 +87,14 @@ TEST(Partition, NoPartitionHasASmallerLargestStage) {
 
 TEST(Partition, WhatDoesNotAddUpIsNamed) {
   EXPECT_EQ(explicit_partition({13, 13}, 26, 2), (StageLayers{0, 13, 26}));
-  EXPECT_EQ(message_of([] { explicit_partition({13, 12}, 26, 2); }),
+  EXPECT_EQ(message_of([] {
+              explicit_partition({13, 12}, 26, 2);
+            }),
             "partition 13,12 adds up to 25 layers, the model has 26");
   EXPECT_EQ(message_of([] { explicit_partition({26}, 26, 2); }), "partition 26 has 1 stages, the run has 2");
-  EXPECT_EQ(message_of([] { explicit_partition({26, 0}, 26, 2); }),
+  EXPECT_EQ(message_of([] {
+              explicit_partition({26, 0}, 26, 2);
+            }),
             "partition 26,0: every stage needs at least 1 layer");
   EXPECT_EQ(message_of([] { auto_partition(openllama_3b(), plenty(27)); }),
             "there are more ranks than layers: 27 pipeline stages for 26 layers");

@@ -29,7 +29,8 @@ void expect_tokens(const JobSetup& setup, const JobOutcome& outcome) {
   }
   ASSERT_EQ(outcome.tokens.size(), setup.requests.size());
   for (const Request& request : setup.requests) {
-    const std::vector<int32_t> eos = request.ignore_eos ? std::vector<int32_t>{} : setup.layout.scheduler.eos_ids;
+    const std::vector<int32_t> eos =
+        request.ignore_eos ? std::vector<int32_t>{} : setup.layout.scheduler.eos_ids;
     EXPECT_EQ(outcome.tokens.at(request.id), expected_tokens(request.prompt_tokens, request.max_new_tokens,
                                                              setup.layout.n_stages(), 997, eos))
         << request.id;
@@ -67,8 +68,15 @@ TEST(Pipeline, RandomConfigurationsGiveTheTokensOfEachHistory) {
 }
 
 TEST(Pipeline, AllLanesAreInFlightAtOnce) {
-  SchedulerConfig config{.lanes = 3, .batch_size = 6, .prefill_chunk = 64, .block_size = 8, .blocks = 64, .context = 64,
-                         .steps_ahead = 1, .want_top = false, .eos_ids = {}};
+  SchedulerConfig config{.lanes = 3,
+                         .batch_size = 6,
+                         .prefill_chunk = 64,
+                         .block_size = 8,
+                         .blocks = 64,
+                         .context = 64,
+                         .steps_ahead = 1,
+                         .want_top = false,
+                         .eos_ids = {}};
   JobSetup setup;
   setup.layout = make_layout(3, config);
   std::mt19937 rng(5);
@@ -88,8 +96,15 @@ TEST(Pipeline, AllLanesAreInFlightAtOnce) {
 }
 
 TEST(Pipeline, ReportsSplitTheWallClock) {
-  SchedulerConfig config{.lanes = 2, .batch_size = 4, .prefill_chunk = 16, .block_size = 8, .blocks = 64, .context = 64,
-                         .steps_ahead = 1, .want_top = false, .eos_ids = {}};
+  SchedulerConfig config{.lanes = 2,
+                         .batch_size = 4,
+                         .prefill_chunk = 16,
+                         .block_size = 8,
+                         .blocks = 64,
+                         .context = 64,
+                         .steps_ahead = 1,
+                         .want_top = false,
+                         .eos_ids = {}};
   JobSetup setup;
   setup.layout = make_layout(2, config);
   std::mt19937 rng(6);
@@ -113,8 +128,15 @@ TEST(Pipeline, ReportsSplitTheWallClock) {
 }
 
 TEST(Pipeline, TheStopOfAnyRankDrains) {
-  SchedulerConfig config{.lanes = 2, .batch_size = 2, .prefill_chunk = 16, .block_size = 8, .blocks = 64, .context = 64,
-                         .steps_ahead = 2, .want_top = false, .eos_ids = {}};
+  SchedulerConfig config{.lanes = 2,
+                         .batch_size = 2,
+                         .prefill_chunk = 16,
+                         .block_size = 8,
+                         .blocks = 64,
+                         .context = 64,
+                         .steps_ahead = 2,
+                         .want_top = false,
+                         .eos_ids = {}};
   JobSetup setup;
   setup.layout = make_layout(2, config);
   std::mt19937 rng(7);

@@ -19,7 +19,8 @@ struct JobSetup {
   double timeout_s = 30;
   double grace_s = 0;
   std::function<void(int rank, FakeStage&, LocalWorld&)> prepare;
-  std::function<void(const StepPlan&, std::atomic<bool>* stops)> on_plan;  ///< rank 0, before it executes a step
+  std::function<void(const StepPlan&, std::atomic<bool>* stops)>
+      on_plan;  ///< rank 0, before it executes a step
 };
 
 struct RankOutcome {
@@ -42,7 +43,8 @@ class Collector : public SchedulerEvents {
   bool on_token(const Sequence&) override { return false; }
   void on_finish(const Sequence& sequence) override {
     const auto begin = sequence.tokens.begin() + sequence.request.prompt_tokens.size();
-    PI_CHECK(outcome_.tokens.emplace(sequence.request.id, std::vector<int32_t>(begin, sequence.tokens.end())).second,
+    PI_CHECK(outcome_.tokens.emplace(sequence.request.id, std::vector<int32_t>(begin, sequence.tokens.end()))
+                 .second,
              sequence.request.id, " finished twice");
     outcome_.finish[sequence.request.id] = sequence.finish;
   }
@@ -51,8 +53,8 @@ class Collector : public SchedulerEvents {
   JobOutcome& outcome_;
 };
 
-inline ExitCode run_rank(const JobSetup& setup, LocalWorld& world, RankContext& rank, std::atomic<bool>* stops,
-                         JobOutcome& outcome) {
+inline ExitCode run_rank(const JobSetup& setup, LocalWorld& world, RankContext& rank,
+                         std::atomic<bool>* stops, JobOutcome& outcome) {
   FakeStage stage(setup.layout, rank.job.rank(), setup.max_delay_s);
   if (setup.prepare) setup.prepare(rank.job.rank(), stage, world);
   StageWorker worker(rank, setup.layout, stage);

@@ -58,7 +58,8 @@ class ByteReader {
   std::vector<T> get_all() {
     static_assert(std::is_trivially_copyable_v<T>);
     const auto n = get<uint32_t>();
-    if (n > bytes_.size() / sizeof(T)) fail(cat(n, " elements are counted, ", bytes_.size(), " bytes are left"));
+    if (n > bytes_.size() / sizeof(T))
+      fail(cat(n, " elements are counted, ", bytes_.size(), " bytes are left"));
     std::vector<T> values(n);
     if (n > 0) std::memcpy(values.data(), next(n * sizeof(T)), n * sizeof(T));
     return values;

@@ -16,8 +16,8 @@ struct Request {
   std::string variant;
   std::string prompt;                  ///< text, empty for prompt_token_ids
   std::vector<int32_t> prompt_tokens;  ///< with BOS where the tokenizer adds it; never empty
-  int32_t max_new_tokens = 0;          ///< least of max_new_tokens, token_budget and context; >= 1 (0: score only)
-  int32_t score_from = -1;             ///< teacher forcing: positions >= it give logits in prefill; -1: none
+  int32_t max_new_tokens = 0;  ///< least of max_new_tokens, token_budget and context; >= 1 (0: score only)
+  int32_t score_from = -1;     ///< teacher forcing: positions >= it give logits in prefill; -1: none
   bool ignore_eos = false;
   std::vector<std::string> stop;
   SamplingParams sampling;
@@ -31,10 +31,10 @@ const char* finish_reason_name(FinishReason reason);
 /// A request being served. `tokens` grows by what is known on the host.
 struct Sequence {
   Request request;
-  std::vector<int32_t> tokens;   ///< prompt, then every new token known so far
-  std::vector<TopLogit> top;     ///< [new tokens, kTopLogits] where wanted
+  std::vector<int32_t> tokens;  ///< prompt, then every new token known so far
+  std::vector<TopLogit> top;    ///< [new tokens, kTopLogits] where wanted
   FinishReason finish = FinishReason::none;
-  double submitted_s = 0;        ///< now_s() of its submission, of the first token, of the end
+  double submitted_s = 0;  ///< now_s() of its submission, of the first token, of the end
   double first_token_s = 0;
   double finished_s = 0;
   int32_t preemptions = 0;

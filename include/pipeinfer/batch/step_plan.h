@@ -26,33 +26,36 @@ struct BlockGrant {
 /// Consecutive tokens of one sequence in a step.
 struct StepRow {
   int32_t slot;
-  int32_t position;     ///< of the first token, from 0
-  int32_t n_tokens;     ///< >= 1
-  int32_t first_token;  ///< index into StepPlan::tokens, or kFromSlot: the token the slot sampled last (n_tokens is 1)
-  int32_t n_samples;    ///< how many of the last positions get logits and a token: 0, 1, or all (teacher forcing)
+  int32_t position;  ///< of the first token, from 0
+  int32_t n_tokens;  ///< >= 1
+  int32_t
+      first_token;  ///< index into StepPlan::tokens, or kFromSlot: the token the slot sampled last (n_tokens is 1)
+  int32_t
+      n_samples;  ///< how many of the last positions get logits and a token: 0, 1, or all (teacher forcing)
 };
 inline constexpr int32_t kFromSlot = -1;
 
 /// Limits that a reader checks a plan against; what does not fit them is an Error, never an access out of range.
 struct PlanLimits {
-  int32_t slots = 0;        ///< slot in [0, slots)
-  int32_t blocks = 0;       ///< block id in [0, blocks)
-  int32_t block_size = 0;   ///< tokens a block
-  int32_t context = 0;      ///< position + n_tokens <= context
-  int32_t vocab_size = 0;   ///< token in [0, vocab_size)
-  int32_t lanes = 0;        ///< lane in [0, lanes)
-  int32_t max_tokens = 0;   ///< most tokens of a step
+  int32_t slots = 0;       ///< slot in [0, slots)
+  int32_t blocks = 0;      ///< block id in [0, blocks)
+  int32_t block_size = 0;  ///< tokens a block
+  int32_t context = 0;     ///< position + n_tokens <= context
+  int32_t vocab_size = 0;  ///< token in [0, vocab_size)
+  int32_t lanes = 0;       ///< lane in [0, lanes)
+  int32_t max_tokens = 0;  ///< most tokens of a step
 };
 
 struct StepPlan {
   uint64_t step = 0;  ///< numbered over the whole job, from 0
   int32_t lane = 0;
-  bool want_top = false;  ///< also return the kTopLogits largest raw logits (before any penalty) of each sample
+  bool want_top =
+      false;  ///< also return the kTopLogits largest raw logits (before any penalty) of each sample
   std::vector<int32_t> closed;      ///< slots no longer used; applied first
   std::vector<SlotOpen> opened;     ///< applied second
   std::vector<BlockGrant> granted;  ///< applied third, before the rows run
-  std::vector<StepRow> rows;        ///< decode rows (kFromSlot) first, then prefill chunks; a slot at most once
-  std::vector<int32_t> tokens;      ///< the host tokens that rows point into
+  std::vector<StepRow> rows;    ///< decode rows (kFromSlot) first, then prefill chunks; a slot at most once
+  std::vector<int32_t> tokens;  ///< the host tokens that rows point into
 
   int32_t n_tokens() const;   ///< tokens of all rows
   int32_t n_decode() const;   ///< leading rows with one token and one sample taken from the slot

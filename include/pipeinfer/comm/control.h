@@ -24,7 +24,7 @@ enum class Tag : int {
   timing = 10,    ///< a stage -> the next one: when it sent each step
   clock = 11,     ///< 0 <-> rank: clock offsets
   begin = 12,     ///< 0 -> all: everything asked for is in order; whether there is anything to serve
-  life = 12,       ///< signs of life: comm's own, never polled
+  life = 12,      ///< signs of life: comm's own, never polled
 };
 
 struct Message {
@@ -38,10 +38,10 @@ enum class Phase : uint8_t { starting, loading, serving, finishing };
 
 /// What is known of a peer from its signs of life.
 struct PeerLife {
-  double silent_s = 0;        ///< since anything was heard from it
-  double no_progress_s = 0;   ///< since its progress counter last changed
+  double silent_s = 0;       ///< since anything was heard from it
+  double no_progress_s = 0;  ///< since its progress counter last changed
   Phase phase = Phase::starting;
-  uint64_t progress = 0;      ///< steps it has completed
+  uint64_t progress = 0;  ///< steps it has completed
 };
 
 /// Messages between one pair of ranks arrive in the order they were sent. Thread-safe. Nothing here waits: waiting is

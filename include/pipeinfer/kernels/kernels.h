@@ -38,8 +38,8 @@ void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream);
 /// The angle of pair i at position p is p * inv_freq[i]; with dynamic NTK scaling inv_freq depends on the length.
 struct Rope {
   const float* inv_freq = nullptr;  // [head_dim / 2]; already scaled for linear and llama3
-  bool dynamic = false;             // dynamic NTK: base = theta * (factor * L / max - (factor - 1))^(d / (d - 2))
-  float theta = 10000;              //   for L = max(prompt_tokens[slot], p + 1, max); inv_freq is then not read
+  bool dynamic = false;  // dynamic NTK: base = theta * (factor * L / max - (factor - 1))^(d / (d - 2))
+  float theta = 10000;   //   for L = max(prompt_tokens[slot], p + 1, max); inv_freq is then not read
   float factor = 1;
   int32_t max_position = 0;
 };
@@ -61,8 +61,8 @@ struct TokenTable {
   int max_blocks = 0;
   int n_tokens = 0;
   int max_context = 0;  // host-side upper bound of position + 1 in this step
-  int n_single = 0;     // leading tokens that are alone in their row, StepPlan::n_decode(): a GPU runs them by a
-                        //   kernel of their own, the rest in tiles of neighbours; 0 is right too, but slow
+  int n_single = 0;  // leading tokens that are alone in their row, StepPlan::n_decode(): a GPU runs them by a
+                     //   kernel of their own, the rest in tiles of neighbours; 0 is right too, but slow
 };
 
 /// Rotates q in place inside qkv, and writes rotated k and v to the cache at each token's position.

@@ -79,9 +79,9 @@ class StageWorker {
   Link* hidden_out_ = nullptr;
   Link* tokens_link_ = nullptr;  // to stage 0 on the last stage, from the last stage on stage 0
   std::vector<Flight> flights_;
-  uint64_t oldest_ = 0, next_ = 0;       // flights oldest_ to next_ - 1 are in flight
-  std::deque<StepPlan> untaken_;         // stage 0: steps whose tokens were not taken yet, in step order
-  DeviceBuffer taken_;                   // stage 0: where they arrive
+  uint64_t oldest_ = 0, next_ = 0;  // flights oldest_ to next_ - 1 are in flight
+  std::deque<StepPlan> untaken_;    // stage 0: steps whose tokens were not taken yet, in step order
+  DeviceBuffer taken_;              // stage 0: where they arrive
   std::deque<StepResult> results_;
 };
 

@@ -87,7 +87,7 @@ class Watchdog {
   const std::atomic<bool>& stop_;
   const double timeout_s_;
   mutable std::mutex mutex_;
-  std::optional<Fault> fault_;                 // the first one
+  std::optional<Fault> fault_;  // the first one
   std::function<void()> on_fault_;
   std::atomic<bool> faulty_{false}, stop_requested_{false}, quit_{false}, told_stop_{false}, leaving_{false};
   std::atomic<Phase> phase_{Phase::starting};
