@@ -13,8 +13,7 @@ namespace pipeinfer::model {
 namespace {
 
 constexpr size_t kStagingBytes = 32 << 20;
-constexpr size_t kRandomPool =
-    (8 << 20) + 1021;  // most elements; odd, so that no two rows of a matrix are alike
+constexpr size_t kRandomPool = (1 << 20) + 1021;  // elements; odd, so that no two rows of a matrix are alike
 constexpr double kCopyTimeoutS = 300;
 
 int64_t elements(const WeightSlice& slice) {
@@ -91,12 +90,10 @@ void randomize_weights(const std::vector<WeightSlice>& slices, uint64_t seed, DT
   Stream stream(device);
   std::mt19937_64 engine(seed);
   std::normal_distribution<float> normal(0, 0.02f);
-  size_t total = 0;
-  for (const WeightSlice& slice : slices) total += elements(slice);
-  std::vector<float> values(std::min(total, kRandomPool));
+  std::vector<float> values(kRandomPool);
   for (float& value : values) value = normal(engine);
   const std::vector<float> ones(1 << 16, 1.0f);
-  PinnedBuffer pool(device, values.size() * dtype_size(dtype), "random weights");
+  PinnedBuffer pool(device, kRandomPool * dtype_size(dtype), "random weights");
   PinnedBuffer one(device, ones.size() * dtype_size(dtype), "random weights");
   convert(values.data(), DType::fp32, pool.data(), dtype, values.size());
   convert(ones.data(), DType::fp32, one.data(), dtype, ones.size());
@@ -109,9 +106,9 @@ void randomize_weights(const std::vector<WeightSlice>& slices, uint64_t seed, DT
       copy_async(to, one.data(), n * dtype_size(dtype), stream);
       continue;
     }
-    size_t from = hash64(slice.name, seed) % values.size();
+    size_t from = hash64(slice.name, seed) % kRandomPool;
     for (size_t done = 0; done < n; from = 0) {
-      const size_t count = std::min(n - done, values.size() - from);
+      const size_t count = std::min(n - done, kRandomPool - from);
       copy_async(to + done * dtype_size(dtype), pool.as<char>() + from * dtype_size(dtype),
                  count * dtype_size(dtype), stream);
       done += count;

@@ -127,7 +127,8 @@ TEST_P(SlotTest, TopLogitsAreThoseOfEachPosition) {
   StepPlan from_host = from_slot;
   from_host.rows[0].first_token = 0;
   from_host.tokens = {output.tokens.back()};
-  EXPECT_EQ(whole.run(from_slot).logits, whole.run(from_host).logits);
+  const StepOutput of_slot = whole.run(from_slot);
+  EXPECT_EQ(of_slot.logits, whole.run(from_host).logits);
 }
 
 TEST_P(SlotTest, TooManyTokensAreAnInternalError) {
