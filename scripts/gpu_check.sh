@@ -36,6 +36,8 @@ unpack() {
 part_build() {
   unpack
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  # Its python3's torch, and the NCCL that came with it.
+  PIPEINFER_TORCH_ROOT=$(python3 -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
   build gpu
   build/gpu/pipeinfer --version
 }
