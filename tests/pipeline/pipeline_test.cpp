@@ -49,9 +49,9 @@ TEST(Pipeline, RandomConfigurationsGiveTheTokensOfEachHistory) {
     config.lanes = 1 + rng() % 4;
     config.batch_size = 1 + rng() % 12;
     config.prefill_chunk = 1 + rng() % 40;
-    config.block_size = 8;
-    const int one_sequence = (config.context + 7) / 8;
-    config.blocks = one_sequence + rng() % (2 * one_sequence);  // scarce: preemption is forced
+    config.block_size = 2;
+    const int one_sequence = (config.context + 1) / 2;
+    config.blocks = one_sequence + rng() % one_sequence;  // scarce: preemption is forced
     config.steps_ahead = 1 + rng() % 3;
     for (int i = 0; i < 60; ++i) config.eos_ids.push_back(rng() % 997);  // one token in 17 ends a sequence
     JobSetup setup;
