@@ -8,4 +8,6 @@ const Ops& cuda_ops() {
   usage_error("a CUDA kernel was asked for, but this pipeinfer was built without CUDA");
 }
 
+double cuda_read_limit_gbps(Device, size_t) { return 0; }
+
 }  // namespace pipeinfer::kernels

@@ -57,4 +57,7 @@ decltype(kernels::sample) sample;
 decltype(kernels::top_logits) top_logits;
 }  // namespace cuda
 
+/// read_limit_gbps on a GPU.
+double cuda_read_limit_gbps(Device device, size_t bytes);
+
 }  // namespace pipeinfer::kernels

@@ -77,11 +77,12 @@ bool Coordinator::plan_lanes() {
   return false;
 }
 
-void serve_stage(RankContext& rank, StageWorker& worker) {
+void serve_stage(RankContext& rank, StageWorker& worker, const std::function<void()>& tick) {
   Control& control = rank.job.control();
   rank.watchdog.enter(Phase::serving);
   for (;;) {
     rank.watchdog.check();
+    tick();
     bool moved = worker.retire();
     while (auto result = worker.take_result()) control.send(0, Tag::result, result->serialize());
     if (auto message = control.poll(Tag::plan)) {

@@ -60,7 +60,7 @@ inline ExitCode run_rank(const JobSetup& setup, LocalWorld& world, RankContext& 
   StageWorker worker(rank, setup.layout, stage);
   worker.connect();
   if (rank.job.rank() != 0) {
-    serve_stage(rank, worker);
+    serve_stage(rank, worker, [] {});
     return ExitCode::ok;
   }
   if (setup.on_plan) stage.before_run = [&](const StepPlan& plan) { setup.on_plan(plan, stops); };

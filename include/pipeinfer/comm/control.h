@@ -23,7 +23,7 @@ enum class Tag : int {
   unique_id = 9,  ///< NCCL bootstrap of a link
   timing = 10,    ///< a stage -> the next one: when it sent each step
   clock = 11,     ///< 0 <-> rank: clock offsets
-  begin = 12,     ///< 0 -> all: everything asked for is in order; whether there is anything to serve
+  begin = 13,     ///< 0 -> all: everything asked for is in order; whether there is anything to serve
   life = 12,      ///< signs of life: comm's own, never polled
 };
 

@@ -34,7 +34,7 @@ class Coordinator {
   std::map<uint64_t, double> planned_s_;  // steps in flight: when they were planned
 };
 
-/// All other ranks: executes plans until the last report is answered.
-void serve_stage(RankContext& rank, StageWorker& worker);
+/// All other ranks: executes plans until the last report is answered. `tick` is called between steps.
+void serve_stage(RankContext& rank, StageWorker& worker, const std::function<void()>& tick);
 
 }  // namespace pipeinfer
