@@ -51,6 +51,7 @@ Engine::Engine(App& app, const RunConfig& run, const ModelConfig& model, const s
   app_.watchdog.enter(Phase::loading);
   agree(run, model, want_top);
   transport_ = make_transport(transport_kind(run.transport), device_, app_.job, timeout_s_);
+  links_.reset(new Links{app_.watchdog, *transport_, false});
   app_.watchdog.on_fault([this] { transport_->abort(); });
   rank_.reset(new RankContext{app_.job, app_.log, app_.watchdog, *transport_, recorder_, device_});
 
@@ -72,8 +73,6 @@ Engine::Engine(App& app, const RunConfig& run, const ModelConfig& model, const s
   worker_->connect();
   gather_loads(own);
 }
-
-Engine::~Engine() { app_.watchdog.on_fault({}); }
 
 // hello up, layout down.
 void Engine::agree(const RunConfig& run, const ModelConfig& model, bool want_top) {
@@ -123,7 +122,8 @@ void Engine::gather_loads(const LoadFigures& own) {
 
 void Engine::close() {
   worker_.reset();  // its streams and buffers are idle
-  app_.watchdog.on_fault({});
+  links_->closed = true;
+  links_.reset();
   transport_->close(timeout_s_);
 }
 

@@ -272,6 +272,7 @@ ExitCode run_root(App& app, const Command& command) {
               static_cast<int>(run.tensor_parallel_size),
               static_cast<int>(run.data_parallel_size));  // throws
   const ModelConfig model = load_model_config(run.model_path);
+  check_partition(model, run, app.job.size());
   const double begin_s = now_s();
   Inputs inputs = read_inputs(app, command, model);
   const Checkpoint checkpoint(run.model_path);

@@ -83,6 +83,13 @@ StageOptions RunPlan::stage_options(int stage) const {
   return options;
 }
 
+void check_partition(const ModelConfig& model, const RunConfig& run, int n_stages) {
+  if (!run.partition.empty()) explicit_partition(run.partition, model.n_layers, n_stages);
+  if (n_stages > model.n_layers)
+    usage_error(cat("there are more ranks than layers: ", n_stages, " pipeline stages for ", model.n_layers,
+                    " layers"));
+}
+
 RunPlan plan_run(const ModelConfig& model, const RunConfig& run, const std::vector<RankResources>& ranks) {
   const int n_stages = static_cast<int>(ranks.size());
   for (int r = 1; r < n_stages; ++r)

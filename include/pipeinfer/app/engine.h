@@ -42,7 +42,6 @@ class Engine {
   /// up where that is empty. Throws Error.
   Engine(App& app, const RunConfig& run, const ModelConfig& model, const std::string& model_folder,
          bool want_top);
-  ~Engine();
 
   const RunPlan& plan() const { return plan_; }
   const std::vector<RankResources>& ranks() const { return ranks_; }  ///< rank 0 only
@@ -81,6 +80,18 @@ class Engine {
   StepRecorder recorder_;
   std::unique_ptr<RankContext> rank_;
   std::unique_ptr<StageWorker> worker_;
+
+  // Destroyed first, also where the constructor throws: what is in flight ends before its buffers do.
+  struct Links {
+    Watchdog& watchdog;
+    Transport& transport;
+    bool closed = false;
+    ~Links() {
+      watchdog.on_fault({});
+      if (!closed) transport.abort();
+    }
+  };
+  std::unique_ptr<Links> links_;
 };
 
 }  // namespace pipeinfer
