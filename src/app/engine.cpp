@@ -3,6 +3,7 @@
 #include "pipeinfer/base/bytes.h"
 #include "pipeinfer/base/clock.h"
 #include "pipeinfer/checkpoint/checkpoint.h"
+#include "pipeinfer/comm/nccl.h"
 
 namespace pipeinfer {
 
@@ -92,6 +93,11 @@ void Engine::agree(const RunConfig& run, const ModelConfig& model, bool want_top
   for (int i = 1; i < app_.job.size(); ++i) {
     const Message message = await_message(app_, Tag::hello);
     ranks_[message.from] = RankResources::parse(message.bytes);
+  }
+  if (device_.is_cuda() && app_.job.size() > 1 && run.transport != "mpi") {
+    std::vector<std::string> gpus;
+    for (const RankResources& rank : ranks_) gpus.push_back(cat(rank.host, " ", rank.device.pci_bus_id));
+    refuse_shared_gpus(gpus);
   }
   plan_ = plan_run(model, run, ranks_);
   plan_.layout.scheduler.want_top = want_top;

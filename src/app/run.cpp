@@ -197,7 +197,8 @@ class Server {
     unfinished_ = total - rejected_late_ - figures_.counts.done;
     figures_.reports = engine.reports(true, run_.trace);
     if (metrics) metrics->finish(queue_figures());
-    const double limit = read_limit_gbps(engine.device(), kReadLimitBytes, plan_.threads[0]);
+    const double limit =
+        app_.job.size() * read_limit_gbps(engine.device(), kReadLimitBytes, plan_.threads[0]);
     engine.close();
     say_goodbye(limit);
   }

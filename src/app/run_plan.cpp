@@ -160,8 +160,8 @@ RunPlan plan_run(const ModelConfig& model, const RunConfig& run, const std::vect
 
 std::string plan_text(const ModelConfig& model, const RunPlan& plan) {
   const SchedulerConfig& scheduler = plan.layout.scheduler;
-  std::string text = cat(model.n_layers, " layers over ", plan.layout.n_stages(), " stages, ",
-                         dtype_name(plan.dtype), ", ", scheduler.lanes, " lanes\n");
+  std::string text = cat(counted(model.n_layers, "layer"), " over ", counted(plan.layout.n_stages(), "stage"),
+                         ", ", dtype_name(plan.dtype), ", ", counted(scheduler.lanes, "lane"), "\n");
   const auto line = [&](const char* stage, const std::string& layers, const std::string& weights,
                         const std::string& workspace, const std::string& kv, const std::string& available) {
     char row[160];

@@ -60,14 +60,13 @@ std::string closing_line(const RunFigures& figures, double bytes_per_step, doubl
       figures.scheduler.steps > 0 ? span_s / static_cast<double>(figures.scheduler.steps) : 0;
   const double gbps = step_s > 0 ? bytes_per_step / step_s / 1e9 : 0;
   char text[240];
-  std::snprintf(text, sizeof text,
-                "%lld prompts, %lld tokens in %.2f s: %.1f tok/s, %.2f ms/token, %.2f GB/s (%.0f%% of the "
-                "%.1f GB/s that "
-                "%zu %s can read)",
-                static_cast<long long>(counts.done), static_cast<long long>(counts.tokens_generated),
-                figures.serve_s, rate, 1e3 * percentiles(counts.token_latency_s).p50, gbps,
-                limit_gbps > 0 ? 100 * gbps / limit_gbps : 0.0, limit_gbps, figures.ranks.size(),
-                figures.ranks.size() == 1 ? "rank" : "ranks");
+  std::snprintf(
+      text, sizeof text,
+      "%s, %s in %.2f s: %.1f tok/s, %.2f ms/token, %.2f GB/s, %.0f%% of the %.1f GB/s that %s can read",
+      counted(counts.done, "prompt").c_str(), counted(counts.tokens_generated, "token").c_str(),
+      figures.serve_s, rate, 1e3 * percentiles(counts.token_latency_s).p50, gbps,
+      limit_gbps > 0 ? 100 * gbps / limit_gbps : 0.0, limit_gbps,
+      counted(static_cast<long long>(figures.ranks.size()), "rank").c_str());
   return text;
 }
 

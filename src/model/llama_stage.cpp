@@ -19,6 +19,7 @@ struct HostTables {
   std::vector<int32_t> token, slot, position;                     // of each token
   std::vector<int32_t> sample_row, sample_slot, sample_position;  // of each sample; row: index of its token
   int max_context = 0;
+  int n_single = 0;  // leading rows of one token
 
   // What the plan changes. `n_blocks` [slots] counts each slot's blocks.
   void set_changes(const StepPlan& plan, std::vector<int32_t>& n_blocks) {
@@ -34,8 +35,9 @@ struct HostTables {
 
   void set_rows(const StepPlan& plan) {
     token.clear(), slot.clear(), position.clear();
-    max_context = 0;
+    max_context = n_single = 0;
     for (const StepRow& row : plan.rows) {
+      if (row.n_tokens == 1 && n_single == static_cast<int>(token.size())) ++n_single;
       for (int32_t i = 0; i < row.n_tokens; ++i) {
         token.push_back(row.first_token == kFromSlot ? kFromSlot : plan.tokens[row.first_token + i]);
         slot.push_back(row.slot);
@@ -137,7 +139,8 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
                              .prompt_tokens = space.slots.prompt_tokens,
                              .max_blocks = options.max_blocks(),
                              .n_tokens = n_tokens,
-                             .max_context = host.max_context},
+                             .max_context = host.max_context,
+                             .n_single = host.n_single},
                   .rope = rope,
                   .dtype = options.dtype,
                   .stream = stream};

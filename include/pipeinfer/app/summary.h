@@ -31,7 +31,8 @@ void write_summary(const std::string& output_dir, const RunConfig& run, const Ru
 /// New tokens a second between the first and the last new token of the run.
 double decode_rate(const CompletionCounts& counts);
 
-/// "10 prompts, 640 tokens in 3.1 s: 206.5 tok/s, ...": `bytes_per_step` as decode_bytes says, `limit_gbps` of one rank.
+/// "10 prompts, 640 tokens in 3.1 s: 206.5 tok/s, ...": `bytes_per_step` as decode_bytes says,
+/// `limit_gbps` of all ranks.
 std::string closing_line(const RunFigures& figures, double bytes_per_step, double limit_gbps);
 
 /// Bytes that a decode step of `sequences` sequences with `context` tokens each reads: weights (the embedding counts as

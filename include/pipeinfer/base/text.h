@@ -14,4 +14,11 @@ std::string cat(const Args&... args) {
   return out.str();
 }
 
+inline std::string cat() { return {}; }
+
+/// counted(1, "stage") is "1 stage", counted(2, "stage") "2 stages".
+inline std::string counted(long long n, const std::string& noun) {
+  return cat(n, " ", noun, n == 1 ? "" : "s");
+}
+
 }  // namespace pipeinfer

@@ -61,8 +61,8 @@ struct TokenTable {
   int max_blocks = 0;
   int n_tokens = 0;
   int max_context = 0;  // host-side upper bound of position + 1 in this step
-  int n_single = 0;  // leading tokens that are alone in their row, StepPlan::n_decode(): a GPU runs them by a
-                     //   kernel of their own, the rest in tiles of neighbours; 0 is right too, but slow
+  int n_single = 0;  // leading tokens that are alone in their row: a GPU runs them by a kernel of their own,
+                     //   the rest in tiles of neighbours; 0 is right too, but slow
 };
 
 /// Rotates q in place inside qkv, and writes rotated k and v to the cache at each token's position.
