@@ -1,0 +1,55 @@
+// Programmatic dependent launch: a kernel may start while the one before it in the stream still runs, so that its
+// blocks are resident, and what it may read early (weights, which no kernel writes) is on its way, when that one ends.
+//
+// Rules: a kernel of launch_dependent() calls wait_for_previous() before it first reads or writes anything that an
+// earlier kernel of the stream writes or reads (a thread that only reads constants need not call it, but some thread of
+// the grid must, or the kernel after this one could overtake the kernel before); let_next_start() may come at any time,
+// and costs only the resources that the next kernel's waiting blocks take from this one's. Kernels launched by <<<>>>
+// need neither: they start when everything before them is complete.
+#pragma once
+
+#include <utility>
+
+#include "common.cuh"
+
+namespace pipeinfer::kernels::cuda {
+
+/// Returns when all earlier kernels of the stream are complete and their writes visible.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// The next kernel's blocks may start as soon as every block of this one has called this or ended.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through
+/// wait_for_previous() where the running code has that (sm_90 and newer).
+template <typename... P, typename... A>
+void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Stream& stream,
+                      A&&... args) {
+  cudaFuncAttributes code{};
+  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = native(stream);
+  config.attrs = &overlap;
+  config.numAttrs =
+      code.ptxVersion >= 90 ? 1 : 0;  // of the source: code for sm_80 does not wait, wherever it runs
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
+  const char* name = "a kernel";
+  if (status != cudaSuccess) cudaFuncGetName(&name, kernel);
+  check_cuda(status, name);
+}
+
+}  // namespace pipeinfer::kernels::cuda
