@@ -1,0 +1,94 @@
+// The PTX instructions that kernels use (PTX ISA 8.0), one function each: tensor cores, matrix loads and asynchronous
+// copies of sm_80 and newer. Code for older targets compiles without them and must not be launched.
+#pragma once
+
+#include <cstdint>
+
+#include "common.cuh"
+
+namespace pipeinfer::kernels::cuda {
+
+/// Whether T's products run on tensor cores.
+template <typename T>
+inline constexpr bool kHasMma = sizeof(T) == 2;
+
+/// c += a * b for one warp: a [16, 16], b [16, 8], c [16, 8], of each thread (g = lane / 4, t = lane % 4)
+///   a: rows g, g + 8, g, g + 8 at columns 2t and 2t + 1 (first two), 2t + 8 and 2t + 9 (last two)
+///   b: rows 2t and 2t + 1, 2t + 8 and 2t + 9 of column g;   c: row g at columns 2t and 2t + 1, then row g + 8
+template <typename T>
+__device__ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#endif
+}
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8, 16-byte aligned.
+__device__ inline void load_matrices(uint32_t (&to)[4], const void* row) {
+#if __CUDA_ARCH__ >= 750
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+#endif
+}
+
+/// The same, each matrix transposed.
+__device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) {
+#if __CUDA_ARCH__ >= 750
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+#endif
+}
+
+/// Starts a copy of `bytes` (4, 8 or 16, aligned) from global to shared memory; zeros instead, and nothing is read,
+/// unless `read`.
+template <int bytes>
+__device__ inline void copy_to_shared(void* to, const void* from, bool read = true) {
+#if __CUDA_ARCH__ >= 800
+  const int size = read ? bytes : 0;
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(size)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
+                 "n"(bytes), "r"(size)
+                 : "memory");
+  }
+#endif
+}
+
+/// Closes a group of this thread's copies (an empty one counts).
+__device__ inline void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+/// Waits until at most the `n` newest groups of this thread are still under way; its own copies are then visible to it.
+template <int n>
+__device__ inline void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+#endif
+}
+
+}  // namespace pipeinfer::kernels::cuda
