@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 
 #include "pipeinfer/device/device.h"
@@ -9,6 +10,7 @@
 namespace pipeinfer::cuda {
 
 int device_count();
+CudaVersions versions();
 void set_device(int index);
 DeviceInfo device_info(int index);
 DeviceUse device_use(int index);
@@ -27,6 +29,10 @@ void* device_alloc(int index, size_t bytes, const std::string& what);
 void device_free(void* data) noexcept;
 void* pinned_alloc(int index, size_t bytes, const std::string& what);
 void pinned_free(void* data) noexcept;
+
+void* graph_capture(void* stream, const std::function<void()>& enqueue);
+void graph_launch(void* graph, void* stream);
+void graph_destroy(void* graph) noexcept;
 
 void copy_async(void* to, const void* from, size_t bytes, void* stream);
 void fill_async(void* to, int byte, size_t bytes, void* stream);

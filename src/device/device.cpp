@@ -15,6 +15,8 @@ namespace pipeinfer {
 
 int cuda_device_count() { return cuda::device_count(); }
 
+CudaVersions cuda_versions() { return cuda::versions(); }
+
 void use_device(Device device) {
   if (device.is_cuda()) cuda::set_device(device.index);
 }

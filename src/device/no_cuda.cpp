@@ -12,6 +12,7 @@ namespace {
 }  // namespace
 
 int device_count() { return 0; }
+CudaVersions versions() { return {}; }
 void set_device(int) { refuse(); }
 DeviceInfo device_info(int) { refuse(); }
 DeviceUse device_use(int) { refuse(); }
@@ -30,6 +31,10 @@ void* device_alloc(int, size_t, const std::string&) { refuse(); }
 void device_free(void*) noexcept {}
 void* pinned_alloc(int, size_t, const std::string&) { refuse(); }
 void pinned_free(void*) noexcept {}
+
+void* graph_capture(void*, const std::function<void()>&) { refuse(); }
+void graph_launch(void*, void*) { refuse(); }
+void graph_destroy(void*) noexcept {}
 
 void copy_async(void*, const void*, size_t, void*) { refuse(); }
 void fill_async(void*, int, size_t, void*) { refuse(); }

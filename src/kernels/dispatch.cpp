@@ -60,6 +60,17 @@ void linear_cuda(void* out, const void* x, const void* weight, const void* bias,
     ops(stream).linear_cuda(out, x, weight, bias, n_rows, n_out, n_in, dtype, out_dtype, stream);
 }
 
+bool can_fuse_linear(int n_in, DType dtype, Device device) {
+  return device.is_cuda() && dtype != DType::fp32 && n_in % 8 == 0 && device_info(device).compute_major >= 8;
+}
+
+void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
+  PI_CHECK(stream.device().is_cuda() && dtype != DType::fp32 && p.n_in % 8 == 0, "fused_linear of ", p.n_in,
+           " elements of ", dtype_name(dtype));
+  PI_CHECK(p.n_rows <= kFusedRows, "fused_linear of ", p.n_rows, " rows");
+  if (p.n_rows > 0) ops(stream).fused_linear(p, dtype, stream);
+}
+
 void set_blocks(int32_t* block_table, const BlockEntry* entries, int n, int max_blocks, Stream& stream) {
   if (n > 0) ops(stream).set_blocks(block_table, entries, n, max_blocks, stream);
 }

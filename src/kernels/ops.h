@@ -13,6 +13,7 @@ struct Ops {
   decltype(&kernels::paged_attention) paged_attention;
   decltype(&kernels::silu_mul) silu_mul;
   decltype(&kernels::linear_cuda) linear_cuda;
+  decltype(&kernels::fused_linear) fused_linear;
   decltype(&kernels::set_blocks) set_blocks;
   decltype(&kernels::open_slots) open_slots;
   decltype(&kernels::mark_seen) mark_seen;
@@ -49,6 +50,7 @@ decltype(kernels::rope_and_cache) rope_and_cache;
 decltype(kernels::paged_attention) paged_attention;
 decltype(kernels::silu_mul) silu_mul;
 decltype(kernels::linear_cuda) linear_cuda;
+decltype(kernels::fused_linear) fused_linear;
 decltype(kernels::set_blocks) set_blocks;
 decltype(kernels::open_slots) open_slots;
 decltype(kernels::mark_seen) mark_seen;

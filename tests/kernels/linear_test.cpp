@@ -68,5 +68,95 @@ TEST_F(Linear, RefusesAnotherOutputType) {
                Error);
 }
 
+class FusedLinearTest : public KernelTest {
+ protected:
+  // A product with everything around it as `p` says (its pointers are set here), against the same in double.
+  void check(FusedLinear p, DType dtype, bool norm, bool bias, bool pick) {
+    const int x_rows = pick ? p.n_rows + 5 : p.n_rows;
+    const bool pairs = p.epilogue == Epilogue::silu_mul;
+    const int columns = pairs ? p.n_out / 2 : p.n_out;
+    const DType out_dtype = p.epilogue == Epilogue::store_fp32 ? DType::fp32 : dtype;
+    const Tensor x = random(dtype, size_t(x_rows) * p.n_in),
+                 weight = random(dtype, size_t(p.n_out) * p.n_in, 1 / std::sqrt(float(p.n_in))),
+                 biases = random(dtype, p.n_out), norms = random(dtype, p.n_in);
+    Tensor out(out_dtype, size_t(p.n_rows) * columns, stream_);
+    if (p.epilogue == Epilogue::add) out.write(normal(size_t(p.n_rows) * columns), stream_);
+    std::vector<int32_t> rows;
+    for (int i = 0; i < p.n_rows; ++i) rows.push_back(pick ? integer(0, x_rows - 1) : i);
+    const auto row = upload(rows);
+    const std::vector<float> a = x.read(stream_), b = weight.read(stream_), c = biases.read(stream_),
+                             d = norms.read(stream_), before = out.read(stream_);
+    p.out = out.data();
+    p.x = x.data();
+    p.row = pick ? row.data() : nullptr;
+    p.weight = weight.data();
+    p.bias = bias ? biases.data() : nullptr;
+    p.norm_weight = norm ? norms.data() : nullptr;
+    p.eps = 1e-6f;
+    fused_linear(p, dtype, stream_);
+
+    std::vector<double> expected;
+    for (int i = 0; i < p.n_rows; ++i) {
+      const float* from = &a[size_t(rows[i]) * p.n_in];
+      const double squares = std::inner_product(from, from + p.n_in, from, 0.0);
+      const double scale = norm ? 1 / std::sqrt(squares / p.n_in + 1e-6) : 1;
+      std::vector<double> sums;
+      for (int j = 0; j < p.n_out; ++j) {
+        double sum = 0;
+        for (int k = 0; k < p.n_in; ++k)
+          sum += double{from[k]} * (norm ? d[k] : 1) * b[size_t(j) * p.n_in + k];
+        sums.push_back(sum * scale + (bias ? c[j] : 0));
+      }
+      for (int j = 0; j < columns; ++j)
+        expected.push_back(pairs ? sums[j] / (1 + std::exp(-sums[j])) * sums[columns + j]
+                           : p.epilogue == Epilogue::add ? before[expected.size()] + sums[j]
+                                                         : sums[j]);
+    }
+    // x * norm weight is rounded too.
+    expect_near(out.read(stream_), expected, 4 * tolerance(norm ? dtype : out_dtype),
+                cat(dtype_name(dtype), " ", p.n_rows, " x ", p.n_out, " x ", p.n_in, ", epilogue ",
+                    int(p.epilogue), norm ? ", norm" : "", bias ? ", bias" : "", pick ? ", picked rows" : ""),
+                2);
+  }
+};
+
+TEST_F(FusedLinearTest, EqualsTheSameInDouble) {
+  if (!can_fuse_linear(64, DType::fp16, kDevice)) GTEST_SKIP() << "needs compute capability 8.0";
+  const struct {
+    int rows, out, in;
+  } sizes[] = {{1, 2, 8},       {1, 200, 200},   {3, 348, 136},  {8, 1300, 640},
+               {9, 64, 72},     {16, 400, 200},  {5, 34, 1288},  {1, 9600, 3200},
+               {16, 640, 8640}, {7, 17280, 320}, {2, 32000, 64}, {13, 3200, 512}};
+  for (DType dtype : {DType::fp16, DType::bf16})
+    for (const auto& size : sizes)
+      for (Epilogue epilogue : {Epilogue::store, Epilogue::store_fp32, Epilogue::add, Epilogue::silu_mul}) {
+        FusedLinear p{.n_rows = size.rows, .n_out = size.out, .n_in = size.in, .epilogue = epilogue};
+        check(p, dtype, integer(0, 1), integer(0, 1), integer(0, 1));
+      }
+}
+
+// Each launch may start while the one before it runs: a chain in which every product reads what the last one wrote.
+TEST_F(FusedLinearTest, ChainsWaitForTheirInputs) {
+  if (!can_fuse_linear(64, DType::fp16, kDevice)) GTEST_SKIP() << "needs compute capability 8.0";
+  const int n = 1024, rounds = 200;
+  const Tensor weight = random(DType::fp16, n * n, 1 / 32.0f), norm = random(DType::fp16, n);
+  const std::vector<float> start = normal(4 * n);
+  const auto chain = [&](bool wait) {
+    Tensor a(DType::fp16, start, stream_), b(DType::fp16, start, stream_);
+    for (int i = 0; i < rounds; ++i) {
+      FusedLinear p{.n_rows = 4, .n_out = n, .n_in = n};
+      p.x = (i % 2 ? b : a).data();
+      p.out = (i % 2 ? a : b).data();
+      p.weight = weight.data();
+      p.norm_weight = norm.data();
+      fused_linear(p, DType::fp16, stream_);
+      if (wait) Array<float>::wait(stream_);
+    }
+    return a.read(stream_);
+  };
+  const std::vector<float> alone = chain(true);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(chain(false), alone);
+}
+
 }  // namespace
 }  // namespace pipeinfer::kernels

@@ -20,6 +20,13 @@ struct Device {
 /// Number of CUDA devices visible to this process; 0 where there is none, no driver, or no CUDA in the build.
 int cuda_device_count();
 
+/// As 1000 x major + 10 x minor: CUDA's runtime in this build, and the newest that the driver serves. 0: there is none.
+struct CudaVersions {
+  int runtime = 0;
+  int driver = 0;
+};
+CudaVersions cuda_versions();
+
 /// Makes the device current for the calling thread (every thread that enqueues must). Throws Error(usage) where it
 /// does not exist.
 void use_device(Device device);

@@ -90,6 +90,33 @@ void linear_cuda(void* out,           // [n_rows, n_out]
                  const void* bias,    // [n_out] or null
                  int n_rows, int n_out, int n_in, DType dtype, DType out_dtype, Stream& stream);
 
+/// What becomes of a product's sums, [n_rows, n_out] in fp32.
+enum class Epilogue : uint8_t {
+  store,       // out [n_rows, n_out] = sum, in dtype
+  store_fp32,  // the same in fp32
+  add,         // out [n_rows, n_out] += sum, rounded once
+  silu_mul,    // out [n_rows, n_out / 2] = silu(sum of row i of weight) * sum of row n_out / 2 + i
+};
+
+/// A product of few rows and what surrounds it in a decoder layer: sum = norm(x) * weight^T + bias.
+struct FusedLinear {
+  void* out = nullptr;
+  const void* x = nullptr;            // [., n_in]
+  const int32_t* row = nullptr;       // [n_rows]: picks rows of x; null: the first
+  const void* weight = nullptr;       // [n_out, n_in]
+  const void* bias = nullptr;         // [n_out] or null
+  const void* norm_weight = nullptr;  // [n_in]: RMS norm of x with `eps`; null: x as it is
+  float eps = 0;
+  int n_rows = 0, n_out = 0, n_in = 0;
+  Epilogue epilogue = Epilogue::store;
+};
+inline constexpr int kFusedRows = 16;  ///< most rows
+
+/// Whether fused_linear runs products over n_in elements there: 16-bit types on a GPU of compute capability 8.0 and up.
+bool can_fuse_linear(int n_in, DType dtype, Device device);
+/// Reads the weight once at the memory's speed; all pointers are multiples of 16 bytes.
+void fused_linear(const FusedLinear& linear, DType dtype, Stream& stream);
+
 /// One entry of a block table that changes: block_table[slot * max_blocks + index] = block.
 struct BlockEntry {
   int32_t slot, index, block;

@@ -52,6 +52,13 @@ int device_count() {
   return 0;
 }
 
+CudaVersions versions() {
+  CudaVersions versions;
+  check_cuda(cudaRuntimeGetVersion(&versions.runtime), "reading CUDA's version");
+  check_cuda(cudaDriverGetVersion(&versions.driver), "reading the driver's version");
+  return versions;
+}
+
 void set_device(int index) {
   const int count = device_count();
   if (index < 0 || index >= count)

@@ -10,7 +10,8 @@ const Ops& cpu_ops() {
       .rope_and_cache = cpu::rope_and_cache,
       .paged_attention = cpu::paged_attention,
       .silu_mul = cpu::silu_mul,
-      .linear_cuda = nullptr,  // refused by name before it gets here
+      .linear_cuda = nullptr,  // both are refused by name before they get here
+      .fused_linear = nullptr,
       .set_blocks = cpu::set_blocks,
       .open_slots = cpu::open_slots,
       .mark_seen = cpu::mark_seen,

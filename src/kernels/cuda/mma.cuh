@@ -34,6 +34,16 @@ __device__ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const 
 #endif
 }
 
+/// The same with only the first 8 rows of a and c: the others are 0.
+template <typename T>
+__device__ inline void mma_8x8x16(float (&c)[2], const uint32_t (&a)[2], const uint32_t (&b)[2]) {
+  float whole[4] = {c[0], c[1], 0, 0};
+  const uint32_t rows[4] = {a[0], 0, a[1], 0};
+  mma_16x8x16<T>(whole, rows, b);
+  c[0] = whole[0];
+  c[1] = whole[1];
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }

@@ -11,6 +11,7 @@ const Ops& cuda_ops() {
       .paged_attention = cuda::paged_attention,
       .silu_mul = cuda::silu_mul,
       .linear_cuda = cuda::linear_cuda,
+      .fused_linear = cuda::fused_linear,
       .set_blocks = cuda::set_blocks,
       .open_slots = cuda::open_slots,
       .mark_seen = cuda::mark_seen,
