@@ -202,6 +202,7 @@ ExitCode bench_command(App& app, const Command& command) {
     engine.close();
     return ExitCode::ok;
   }
+  check_stages(model, run, app.job.size());
   begin(app, true);
   return Bench(app, command, model, run).sweep();
 }

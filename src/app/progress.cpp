@@ -31,15 +31,15 @@ void Progress::update(int64_t done, int64_t tokens) {
 
 void Progress::show(int64_t done, int64_t tokens, double now) {
   const double rate = static_cast<double>(tokens - shown_tokens_) / (now - shown_s_);
-  char left[32] = "?";
+  char left[32] = "";
   if (done > 0) {
     const auto s = static_cast<int64_t>((now - begin_s_) / static_cast<double>(done) *
                                         static_cast<double>(total_ - done));
-    std::snprintf(left, sizeof left, "%lld:%02lld", static_cast<long long>(s / 60),
+    std::snprintf(left, sizeof left, ", %lld:%02lld left", static_cast<long long>(s / 60),
                   static_cast<long long>(s % 60));
   }
   char text[160];
-  std::snprintf(text, sizeof text, "%lld/%lld prompts, %.1f tok/s, %s left", static_cast<long long>(done),
+  std::snprintf(text, sizeof text, "%lld/%lld prompts, %.1f tok/s%s", static_cast<long long>(done),
                 static_cast<long long>(total_), rate, left);
   if (!terminal_) {
     std::fprintf(stderr, "pipeinfer: %s\n", text);

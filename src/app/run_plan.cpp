@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "pipeinfer/base/bytes.h"
+#include "pipeinfer/config/world.h"
 
 namespace pipeinfer {
 
@@ -83,7 +84,10 @@ StageOptions RunPlan::stage_options(int stage) const {
   return options;
 }
 
-void check_partition(const ModelConfig& model, const RunConfig& run, int n_stages) {
+void check_stages(const ModelConfig& model, const RunConfig& run, int n_stages) {
+  (void)World(0, n_stages, static_cast<int>(run.pipeline_parallel_size),
+              static_cast<int>(run.tensor_parallel_size),
+              static_cast<int>(run.data_parallel_size));  // throws
   if (!run.partition.empty()) explicit_partition(run.partition, model.n_layers, n_stages);
   if (n_stages > model.n_layers)
     usage_error(cat("there are more ranks than layers: ", n_stages, " pipeline stages for ", model.n_layers,
@@ -102,8 +106,11 @@ RunPlan plan_run(const ModelConfig& model, const RunConfig& run, const std::vect
   plan.dtype = run.dtype().value_or(cuda ? model.dtype : DType::fp32);
   plan.layout.vocab_size = model.vocab_size;
   SchedulerConfig& scheduler = plan.layout.scheduler;
-  scheduler.lanes = run.lanes > 0 ? static_cast<int>(run.lanes) : n_stages;
   scheduler.batch_size = static_cast<int>(run.batch_size);
+  // More lanes than sequences would only be looked through.
+  scheduler.lanes = run.lanes > 0
+                        ? std::min(static_cast<int>(run.lanes), std::max(n_stages, scheduler.batch_size))
+                        : n_stages;
   scheduler.prefill_chunk = static_cast<int>(std::min<int64_t>(run.prefill_chunk, model.context()));
   scheduler.block_size = static_cast<int>(run.block_size);
   scheduler.context = model.context();

@@ -1,5 +1,7 @@
 #include "pipeinfer/comm/launch.h"
 
+#include <mpi.h>
+
 #include <charconv>
 #include <cstring>
 
@@ -39,6 +41,13 @@ void check_world(const Launch& launch, int mpi_size) {
                            : "use the mpirun of the MPI library that pipeinfer was built with";
   usage_error(cat(launch.launcher, " started ", *launch.tasks, " tasks but MPI sees a world of ", mpi_size,
                   ": ", remedy));
+}
+
+std::string mpi_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  return std::string(text, length).substr(0, std::string(text, length).find_first_of(",\n"));
 }
 
 }  // namespace pipeinfer

@@ -23,10 +23,14 @@ constexpr std::array<std::string_view, 6> kNames = {"completions.jsonl", "manife
 
 bool is_log(std::string_view name) { return rank_in_name(name, "rank_", ".log").has_value(); }
 
+bool is_log_or_metrics(std::string_view name) {
+  return is_log(name) || rank_in_name(name, "metrics_rank_", ".jsonl");
+}
+
 bool is_run_file(std::string_view name) {
   if (name.ends_with(".tmp")) name.remove_suffix(4);  // left by a killed job
-  return std::find(kNames.begin(), kNames.end(), name) != kNames.end() || is_log(name) ||
-         rank_in_name(name, "completions_rank_", ".jsonl") || rank_in_name(name, "metrics_rank_", ".jsonl");
+  return std::find(kNames.begin(), kNames.end(), name) != kNames.end() || is_log_or_metrics(name) ||
+         rank_in_name(name, "completions_rank_", ".jsonl");
 }
 
 /// Files of a run in the folder, sorted; none where there is no folder.
@@ -37,6 +41,13 @@ std::vector<fs::path> run_files(const std::string& output_dir) {
     if (is_run_file(entry.path().filename().string())) found.push_back(entry.path());
   std::sort(found.begin(), found.end());
   return found;
+}
+
+void remove_run_files(const std::string& output_dir, bool logs_and_metrics) {
+  std::error_code error;
+  for (const fs::path& file : run_files(output_dir))
+    if (is_log_or_metrics(file.filename().string()) == logs_and_metrics && !fs::remove(file, error))
+      usage_error(cat("cannot remove ", file.string(), ": ", error.message()));
 }
 
 }  // namespace
@@ -73,9 +84,9 @@ void prepare_output_dir(const std::string& output_dir, OutputMode mode) {
   std::error_code error;
   fs::create_directories(output_dir, error);
   if (error) usage_error(cat("cannot create the output folder ", output_dir, ": ", error.message()));
-  if (mode != OutputMode::overwrite) return;
-  for (const fs::path& file : run_files(output_dir))
-    if (!fs::remove(file, error)) usage_error(cat("cannot remove ", file.string(), ": ", error.message()));
+  if (mode == OutputMode::overwrite) remove_run_files(output_dir, true);
 }
+
+void remove_old_results(const std::string& output_dir) { remove_run_files(output_dir, false); }
 
 }  // namespace pipeinfer

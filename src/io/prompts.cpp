@@ -51,8 +51,8 @@ float number(const json& value, const std::string& field, float low, bool with_l
   const float n = value.is_number() ? static_cast<float>(value.get<double>()) : NAN;
   if (std::isfinite(n) && (n > low || (with_low && n == low)) && n <= high) return n;
   const bool bounded = high < std::numeric_limits<float>::max();
-  reject(field, " is ", found(value), ", expected a number ", with_low ? "from " : "above ", low,
-         bounded ? cat(" to ", high) : "");
+  reject(field, " is ", found(value), ", expected a number ", with_low ? "of at least " : "above ", low,
+         bounded ? cat(" and at most ", high) : "");
 }
 
 uint64_t seed(const json& value) {

@@ -15,6 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+std::string merged_file(const std::string& output_dir) { return output_dir + "/completions.jsonl"; }
+
 /// The completions_rank_*.jsonl of a folder, by rank.
 std::vector<std::string> rank_files(const std::string& output_dir) {
   std::map<int, std::string> files;
@@ -24,6 +26,13 @@ std::vector<std::string> rank_files(const std::string& output_dir) {
       files.emplace(*rank, entry.path());
   std::vector<std::string> paths;
   for (const auto& [rank, path] : files) paths.push_back(path);
+  return paths;
+}
+
+/// And completions.jsonl where there is one: without write_per_rank it is all that an earlier attempt leaves.
+std::vector<std::string> record_files(const std::string& output_dir) {
+  std::vector<std::string> paths = rank_files(output_dir);
+  if (const std::string merged = merged_file(output_dir); fs::exists(merged)) paths.push_back(merged);
   return paths;
 }
 
@@ -50,7 +59,7 @@ void for_each_record(const std::string& path, ExitCode code,
 
 std::map<int64_t, FinishedPrompt> read_finished(const std::string& output_dir) {
   std::map<int64_t, FinishedPrompt> finished;
-  for (const std::string& path : rank_files(output_dir))
+  for (const std::string& path : record_files(output_dir))
     for_each_record(path, ExitCode::usage, [&](const CompletionRecord& record, const std::string&, int64_t) {
       finished.try_emplace(record.prompt_index,
                            FinishedPrompt{record.id, record.finish_reason == FinishReason::error,
@@ -67,14 +76,14 @@ int64_t merge_completions(const std::string& output_dir) {
   };
   std::map<int64_t, Place> places;  // by prompt_index
   std::vector<std::unique_ptr<std::ifstream>> files;
-  for (const std::string& path : rank_files(output_dir)) {
+  for (const std::string& path : record_files(output_dir)) {
     files.push_back(std::make_unique<std::ifstream>(path, std::ios::binary));
     for_each_record(
         path, ExitCode::failed, [&](const CompletionRecord& record, const std::string& line, int64_t offset) {
           places.try_emplace(record.prompt_index, Place{files.back().get(), offset, line.size() + 1});
         });
   }
-  const std::string path = output_dir + "/completions.jsonl";
+  const std::string path = merged_file(output_dir);
   AtomicFile merged(path);
   std::string line;
   for (const auto& [index, place] : places) {
@@ -85,6 +94,10 @@ int64_t merge_completions(const std::string& output_dir) {
   }
   merged.commit();
   return static_cast<int64_t>(places.size());
+}
+
+void remove_rank_files(const std::string& output_dir) {
+  for (const std::string& path : rank_files(output_dir)) fs::remove(path);
 }
 
 }  // namespace pipeinfer

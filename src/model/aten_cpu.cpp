@@ -6,6 +6,7 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/version.h>
 
 #include "pipeinfer/model/llama_stage.h"
 #include "scalar_type.h"
@@ -13,6 +14,8 @@
 namespace pipeinfer {
 
 void set_cpu_threads(int n) { at::set_num_threads(n); }
+
+std::string torch_version() { return TORCH_VERSION; }
 
 namespace model {
 

@@ -270,7 +270,7 @@ std::optional<std::string> Scheduler::submit(Request request, double now_s) {
   const int32_t need = blocks_for(served->row_limit(), config.block_size);
   if (need > config.blocks) {
     return cat(prompt, " prompt tokens and ", served->sequence.request.max_new_tokens, " new ones need ",
-               need, " KV blocks, and there are ", config.blocks);
+               need, " KV blocks, the pool has ", config.blocks);
   }
   served->age = impl_->submitted++;
   impl_->waiting.push_back(std::move(served));

@@ -147,6 +147,17 @@ TEST_F(Completions, MergesAllRanksInPromptOrder) {
   EXPECT_EQ(finished.at(3).id, std::nullopt);
 }
 
+TEST_F(Completions, MergedRecordsStayWithoutTheirRankFiles) {
+  folder_.write("completions.jsonl", line(0) + to_json_line(record_of(1, "merged")) + "\n");
+  folder_.write("completions_rank_0.jsonl", line(1) + line(2));
+  EXPECT_EQ(read_finished(folder_.path()).size(), 3u);
+  EXPECT_EQ(merge_completions(folder_.path()), 3);
+  EXPECT_EQ(folder_.read("completions.jsonl"), line(0) + line(1) + line(2));
+  remove_rank_files(folder_.path());
+  EXPECT_FALSE(folder_.has("completions_rank_0.jsonl"));
+  EXPECT_EQ(merge_completions(folder_.path()), 3);
+}
+
 TEST_F(Completions, BrokenRecordIsNamed) {
   folder_.write("completions_rank_0.jsonl", line(0) + "broken\n" + line(1));
   test::expect_error(ExitCode::usage, [&] { read_finished(folder_.path()); },

@@ -46,11 +46,29 @@ TEST_F(OutputDir, ThatHoldsARunIsRefused) {
     expect_error(ExitCode::usage, [&] { check_output_dir(folder_.path(), OutputMode::fresh); },
                  {folder_.path(), name, "--resume", "--overwrite"});
     check_output_dir(folder_.path(), OutputMode::resume);
+    remove_old_results(folder_.path());
     prepare_output_dir(folder_.path(), OutputMode::overwrite);
     EXPECT_FALSE(folder_.has(name));
     EXPECT_FALSE(folder_.has("rank_0.log"));
     EXPECT_EQ(folder_.read("notes.txt"), "mine");
   }
+}
+
+TEST_F(OutputDir, OverwritingRemovesLogsFirstAndResultsLast) {
+  for (const char* name : {"rank_1.log", "metrics_rank_1.jsonl", "completions_rank_1.jsonl", "manifest.json"})
+    folder_.write(name, "old");
+  prepare_output_dir(folder_.path(), OutputMode::overwrite);
+  EXPECT_FALSE(folder_.has("rank_1.log"));
+  EXPECT_FALSE(folder_.has("metrics_rank_1.jsonl"));
+  EXPECT_TRUE(folder_.has("completions_rank_1.jsonl"));
+  EXPECT_TRUE(folder_.has("manifest.json"));
+  folder_.write("rank_1.log", "new");
+  folder_.write("metrics_rank_1.jsonl", "new");
+  remove_old_results(folder_.path());
+  EXPECT_TRUE(folder_.has("rank_1.log"));
+  EXPECT_TRUE(folder_.has("metrics_rank_1.jsonl"));
+  EXPECT_FALSE(folder_.has("completions_rank_1.jsonl"));
+  EXPECT_FALSE(folder_.has("manifest.json"));
 }
 
 TEST_F(OutputDir, WriteFileReplacesTheWholeFile) {

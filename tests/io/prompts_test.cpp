@@ -126,12 +126,12 @@ TEST(Prompts, WrongTypesAndRanges) {
   field(R"("max_new_tokens":"9")", {"max_new_tokens is string"});
   field(R"("max_new_tokens":2147483648)", {"max_new_tokens is 2147483648"});
   field(R"("token_budget":0)", {"token_budget is 0, expected an integer from 1"});
-  field(R"("temperature":-0.1)", {"temperature is -0.1, expected a number from 0"});
+  field(R"("temperature":-0.1)", {"temperature is -0.1, expected a number of at least 0"});
   field(R"("temperature":"hot")", {"temperature is string, expected a number"});
   field(R"("temperature":1e300)", {"temperature is 1e+300"});
   field(R"("temperature":true)", {"temperature is true"});
   field(R"("top_k":-1)", {"top_k is -1, expected an integer from 0"});
-  field(R"("top_p":0)", {"top_p is 0, expected a number above 0 to 1"});
+  field(R"("top_p":0)", {"top_p is 0, expected a number above 0 and at most 1"});
   field(R"("top_p":1.5)", {"top_p is 1.5"});
   field(R"("top_p":1e-300)", {"top_p is 1e-300"});  // 0 as a float
   field(R"("repetition_penalty":0)", {"repetition_penalty is 0, expected a number above 0"});

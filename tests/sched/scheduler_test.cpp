@@ -189,7 +189,7 @@ TEST(Scheduler, RefusesWhatCanNeverFit) {
   config.blocks = 4;
   Simulation simulation(config);
   EXPECT_EQ(simulation.scheduler.submit(make_request("a", prompt(14), 4), 0),
-            "14 prompt tokens and 4 new ones need 5 KV blocks, and there are 4");
+            "14 prompt tokens and 4 new ones need 5 KV blocks, the pool has 4");
   EXPECT_EQ(simulation.scheduler.submit(make_request("b", prompt(60), 5), 0),
             "60 prompt tokens and 5 new ones exceed the context of 64");
   EXPECT_TRUE(simulation.scheduler.idle());

@@ -51,8 +51,9 @@ struct RunPlan {
 /// layers, a partition that does not add up, a stage that does not fit, ranks of different kinds of device.
 RunPlan plan_run(const ModelConfig& model, const RunConfig& run, const std::vector<RankResources>& ranks);
 
-/// What can be said of the partition before any rank is asked. Throws Error(usage) as plan_run does.
-void check_partition(const ModelConfig& model, const RunConfig& run, int n_stages);
+/// What can be said of the stages before any rank is asked. Throws Error(usage) as plan_run does, and where
+/// pipeline_parallel_size is not `n_stages`.
+void check_stages(const ModelConfig& model, const RunConfig& run, int n_stages);
 
 /// The plan as a table for people.
 std::string plan_text(const ModelConfig& model, const RunPlan& plan);

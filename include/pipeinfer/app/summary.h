@@ -6,6 +6,7 @@
 
 #include "pipeinfer/app/completion_sink.h"
 #include "pipeinfer/app/engine.h"
+#include "pipeinfer/app/requests.h"
 
 namespace pipeinfer {
 
@@ -14,8 +15,8 @@ struct RunFigures {
   double preprocess_s = 0;  ///< prompts read and tokenized
   double load_s = 0;        ///< from the start of loading to all ranks ready
   double serve_s = 0;
-  int64_t requests_rejected = 0;
-  int64_t earlier_done = 0;  ///< by the attempts that a resume continues
+  int64_t requests_rejected = 0;  ///< by this attempt
+  EarlierAttempts earlier;
   bool stopped = false;
   CompletionCounts counts;
   SchedulerCounters scheduler;
@@ -24,14 +25,14 @@ struct RunFigures {
   std::vector<LoadFigures> loads;
 };
 
-/// Writes summary.json and summary.csv (one line a rank) to `output_dir`. Throws Error(failed).
+/// Writes summary.json and summary.csv (the same in columns, one line a rank) to `output_dir`. Throws Error(failed).
 void write_summary(const std::string& output_dir, const RunConfig& run, const RunPlan* plan,
                    const RunFigures& figures);
 
 /// New tokens a second between the first and the last new token of the run.
 double decode_rate(const CompletionCounts& counts);
 
-/// "10 prompts, 640 tokens in 3.1 s: 206.5 tok/s, ...": `bytes_per_step` as decode_bytes says,
+/// "10 prompts, 640 tokens in 3.1 s; decode: 206.5 tok/s, ...": `bytes_per_step` as decode_bytes says,
 /// `limit_gbps` of all ranks.
 std::string closing_line(const RunFigures& figures, double bytes_per_step, double limit_gbps);
 

@@ -1,4 +1,4 @@
-// Who started this process, and how many like it, as far as the environment tells. No MPI is called.
+// Who started this process, and how many like it, as far as the environment tells: no MPI has to run for it.
 #pragma once
 
 #include <functional>
@@ -20,5 +20,8 @@ std::optional<Launch> find_launch(const std::function<const char*(const char*)>&
 
 /// Throws Error(usage) when the launcher started another number of tasks than MPI sees.
 void check_world(const Launch& launch, int mpi_size);
+
+/// "Open MPI v4.1.4", the library at run time.
+std::string mpi_version();
 
 }  // namespace pipeinfer

@@ -66,12 +66,15 @@ struct FinishedPrompt {
   int32_t tokens_generated = 0;
 };
 
-/// Everything finished in all completions_rank_*.jsonl of a folder, by prompt_index; a torn last line is not.
-/// The first record of a prompt rules. Throws Error(usage) that names file and line of a broken record.
+/// Everything finished in all completions_rank_*.jsonl and completions.jsonl of a folder, by prompt_index; a torn
+/// last line is not. The first record of a prompt rules. Throws Error(usage) that names file and line of a broken record.
 std::map<int64_t, FinishedPrompt> read_finished(const std::string& output_dir);
 
-/// Writes completions.jsonl: the records of all rank files, in prompt order, by a temporary file and a
+/// Writes completions.jsonl: the records that read_finished finds, in prompt order, by a temporary file and a
 /// rename. Holds no record in memory. Returns how many there are. Throws Error(failed).
 int64_t merge_completions(const std::string& output_dir);
+
+/// Removes all completions_rank_*.jsonl: completions.jsonl holds their records.
+void remove_rank_files(const std::string& output_dir);
 
 }  // namespace pipeinfer

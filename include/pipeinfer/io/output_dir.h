@@ -18,9 +18,13 @@ enum class OutputMode {
 /// is a file, or neither it nor its nearest existing parent can be written. Changes nothing (for --dry-run).
 void check_output_dir(const std::string& output_dir, OutputMode mode);
 
-/// The same, then creates the folder with its parents, and removes the old run's files to overwrite. Rank 0
-/// calls it, before any rank opens a file there.
+/// The same, then creates the folder with its parents, and to overwrite removes the old run's logs and metrics: what
+/// ranks open before they are known to serve. Rank 0 calls it, before any rank opens a file there.
 void prepare_output_dir(const std::string& output_dir, OutputMode mode);
+
+/// To overwrite: removes all that is left of the old run but logs and metrics, the new run's by now. Rank 0 calls it
+/// once every rank is ready to serve, so that a run that cannot start costs nobody the old one.
+void remove_old_results(const std::string& output_dir);
 
 /// manifest.json: all that makes the same prompts complete to the same text.
 struct Manifest {

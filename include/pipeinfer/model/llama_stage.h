@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "pipeinfer/batch/stage.h"
 #include "pipeinfer/device/device.h"
@@ -47,5 +48,8 @@ class LlamaStage final : public Stage {
 
 /// Threads of the CPU's matrix products, for the whole process.
 void set_cpu_threads(int n);
+
+/// LibTorch's, "2.11.0".
+std::string torch_version();
 
 }  // namespace pipeinfer
