@@ -160,6 +160,22 @@ void finish_bench(Command& command, const Settings& settings) {
   config.batch_size = *std::max_element(command.batch_sizes.begin(), command.batch_sizes.end());
 }
 
+/// What is wrong with the configuration is a finding.
+void read_doctor(Command& command, Parsed& parsed) {
+  const auto attempt = [&](const auto& step) {
+    try {
+      step();
+    } catch (const Error& e) {
+      command.config_errors.push_back(e.what());
+    }
+  };
+  command.config_file = std::move(parsed.config_file);
+  parsed.config_file.clear();
+  if (!command.config_file.empty()) attempt([&] { load_run_config(command.config_file, command.config); });
+  Settings(parsed, command.config);
+  attempt([&] { check_run_config(command.config); });
+}
+
 }  // namespace
 
 Command parse_command(int argc, const char* const* argv, const std::string& version) {
@@ -176,11 +192,12 @@ Command parse_command(int argc, const char* const* argv, const std::string& vers
       "Exit codes: 0 done, 1 failed while running, 2 could not start as asked, 3 some prompts rejected, 75 "
       "stopped.");
 
-  Parsed run, bench, describe;
+  Parsed run, bench, describe, doctor;
   run.app = app.add_subcommand("run", "Generate completions for a prompts file");
   bench.app = app.add_subcommand("bench", "Synthetic load: prompt and new token counts, batch sizes");
   describe.app = app.add_subcommand("describe", "Stages, bytes per rank, KV capacity; needs no GPU");
-  for (Parsed* parsed : {&run, &bench, &describe})
+  doctor.app = app.add_subcommand("doctor", "Is this node, or job, fit to run? One line a finding");
+  for (Parsed* parsed : {&run, &bench, &describe, &doctor})
     add_text(parsed->app, "--config", parsed->config_file, "FILE",
              "JSON file with the keys below; options override it");
 
@@ -194,9 +211,9 @@ Command parse_command(int argc, const char* const* argv, const std::string& vers
            "make the weights up: " + CLI::detail::join(model_shape_names(), ", "));
   add_text(bench.app, "--prompt-tokens", prompt_tokens, "N,N,...", "prompt tokens of a sequence [128]");
   add_text(bench.app, "--new-tokens", new_tokens, "N,N,...", "new tokens of a sequence [128]");
-  add_text(bench.app, "--json", command.json_file, "FILE", "append one JSON object a measurement");
-  describe.app->add_flag("--json", command.json, "print JSON");
-  for (Parsed* parsed : {&run, &bench, &describe}) add_table(*parsed);
+  add_text(bench.app, "--json", command.json_file, "FILE", "write one JSON object a line, one a measurement");
+  for (Parsed* parsed : {&describe, &doctor}) parsed->app->add_flag("--json", command.json, "print JSON");
+  for (Parsed* parsed : {&run, &bench, &describe, &doctor}) add_table(*parsed);
   CLI::Option* bench_batch = bench.app->get_option("--batch-size")->option_text("N,N,...");
 
   try {
@@ -213,7 +230,7 @@ Command parse_command(int argc, const char* const* argv, const std::string& vers
     usage_error(cat(what, " (see pipeinfer --help)"));
   }
   if (app.get_subcommands().empty())
-    usage_error("expected a subcommand: run, bench or describe (see pipeinfer --help)");
+    usage_error("expected a subcommand: run, bench, describe or doctor (see pipeinfer --help)");
 
   if (*run.app) {
     command.subcommand = Subcommand::run;
@@ -228,6 +245,10 @@ Command parse_command(int argc, const char* const* argv, const std::string& vers
     command.prompt_tokens = sweep("--prompt-tokens", prompt_tokens);
     command.new_tokens = sweep("--new-tokens", new_tokens);
     finish_bench(command, Settings(bench, command.config));
+  } else if (*doctor.app) {
+    command.subcommand = Subcommand::doctor;
+    read_doctor(command, doctor);
+    return command;
   } else {
     command.subcommand = Subcommand::describe;
     Settings(describe, command.config);

@@ -7,14 +7,10 @@
 
 namespace pipeinfer {
 
-namespace {
-
 TransportKind transport_kind(const std::string& name) {
   if (name == "nccl") return TransportKind::nccl;
   return name == "mpi" ? TransportKind::mpi : TransportKind::automatic;
 }
-
-}  // namespace
 
 Message await_message(App& app, Tag tag) {
   std::optional<Message> message;
@@ -46,14 +42,23 @@ Device open_device(const RunConfig& run, const Job& job) {
   return device;
 }
 
+LinksGuard::LinksGuard(Watchdog& watchdog, Transport& transport)
+    : watchdog_(watchdog), transport_(transport) {
+  watchdog_.on_fault([this] { transport_.abort(); });
+}
+
+LinksGuard::~LinksGuard() {
+  watchdog_.on_fault({});
+  if (!closed_) transport_.abort();
+}
+
 Engine::Engine(App& app, const RunConfig& run, const ModelConfig& model, const std::string& model_folder,
                bool want_top)
     : app_(app), timeout_s_(run.timeout_s), device_(open_device(run, app.job)) {
   app_.watchdog.enter(Phase::loading);
   agree(run, model, want_top);
   transport_ = make_transport(transport_kind(run.transport), device_, app_.job, timeout_s_);
-  links_.reset(new Links{app_.watchdog, *transport_, false});
-  app_.watchdog.on_fault([this] { transport_->abort(); });
+  links_ = std::make_unique<LinksGuard>(app_.watchdog, *transport_);
   rank_.reset(new RankContext{app_.job, app_.log, app_.watchdog, *transport_, recorder_, device_});
 
   const double begin_s = now_s();
@@ -128,7 +133,7 @@ void Engine::gather_loads(const LoadFigures& own) {
 
 void Engine::close() {
   worker_.reset();  // its streams and buffers are idle
-  links_->closed = true;
+  links_->closed();
   links_.reset();
   transport_->close(timeout_s_);
 }

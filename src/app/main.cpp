@@ -1,15 +1,27 @@
 // The program: from the command line to the exit code that all ranks agree on.
+#include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
+#include <thread>
 
 #include "pipeinfer/app/commands.h"
 #include "pipeinfer/base/clock.h"
+#include "pipeinfer/comm/launch.h"
+#include "pipeinfer/comm/local.h"
 
 namespace {
 
 std::atomic<bool> stop_requested{false};  // set by signals, read by the watchdog
+
+// Called before the constructors of LibTorch's libraries, which take most of the time until main: a signal that early
+// stops resumably, too.
+void catch_signals(int, char**, char**) {
+  for (int signal : {SIGTERM, SIGUSR1}) std::signal(signal, [](int) { stop_requested = true; });
+}
+[[gnu::section(".preinit_array"), gnu::used]] void (*before_libraries)(int, char**, char**) = catch_signals;
 
 using namespace pipeinfer;
 
@@ -21,6 +33,8 @@ ExitCode dispatch(App& app, const Command& command) {
       return bench_command(app, command);
     case Subcommand::describe:
       return describe_command(app, command);
+    case Subcommand::doctor:
+      return doctor_command(app, command);
     case Subcommand::help:
       break;
   }
@@ -38,7 +52,8 @@ ExitCode work(App& app, int argc, char** argv) {
     } catch (const Error& e) {
       refused = e;
     }
-    const bool served = command.subcommand == Subcommand::run || command.subcommand == Subcommand::bench;
+    const bool served = command.subcommand == Subcommand::run || command.subcommand == Subcommand::bench ||
+                        command.subcommand == Subcommand::doctor;
     if (!app.root() && !begin(app)) return ExitCode::ok;  // what is wrong for all, rank 0 says
     if (refused) throw *refused;
     if (!served && app.root()) begin(app, false);
@@ -52,33 +67,51 @@ ExitCode work(App& app, int argc, char** argv) {
   }
 }
 
-// The deadline is needed before the command line can be refused.
-double timeout_of(int argc, char** argv) {
+// What is needed of the command line before it can be refused.
+Command first_look(int argc, char** argv) {
   try {
-    return parse_command(argc, argv, PIPEINFER_VERSION).config.timeout_s;
+    return parse_command(argc, argv, PIPEINFER_VERSION);
   } catch (const Error&) {
-    return RunConfig{}.timeout_s;
+    return {};
   }
+}
+
+// Where no job came about, every task sees the same, and the first one says it.
+bool is_first_task() {
+  const auto launch = find_launch([](const char* name) { return std::getenv(name); });
+  return !launch || launch->rank == 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const double started_s = now_s();
-  for (int signal : {SIGTERM, SIGUSR1}) std::signal(signal, [](int) { stop_requested = true; });
-  const double timeout_s = timeout_of(argc, argv);
+  const Command command = first_look(argc, argv);
+  const double timeout_s = command.config.timeout_s;
+  const bool doctor = command.subcommand == Subcommand::doctor;
   std::unique_ptr<Job> job;
+  std::string launch_error;
   try {
     job = start_job(timeout_s);
   } catch (const Error& e) {
-    std::fprintf(stderr, "pipeinfer: %s\n", e.what());
-    return static_cast<int>(e.code());
+    if (!is_first_task()) {
+      if (doctor) return 0;  // the first task's code becomes the launcher's
+      std::this_thread::sleep_for(
+          std::chrono::seconds(1));  // the launcher must not take that one down before
+      return static_cast<int>(e.code());
+    }
+    if (!doctor) {
+      std::fprintf(stderr, "pipeinfer: %s\n", e.what());
+      return static_cast<int>(e.code());
+    }
+    launch_error = e.what();
+    job = LocalWorld(1).job(0);
   }
   Log log(job->rank());
   Watchdog::Farewell farewell;
   {
     Watchdog watchdog(*job, log, stop_requested, timeout_s);
-    App app{*job, log, watchdog, started_s};
+    App app{*job, log, watchdog, started_s, launch_error};
     const ExitCode code = work(app, argc, argv);
     farewell = watchdog.leave(code);
   }

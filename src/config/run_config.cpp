@@ -209,21 +209,34 @@ void load_run_config(const std::string& path, RunConfig& config) {
   const JsonObject file = JsonObject::read(path);
   const fs::path folder = fs::path(path).parent_path();
   const std::vector<std::string> known = sections();
-  for (const auto& [section, keys] : file.value().items()) {
-    if (std::find(known.begin(), known.end(), section) == known.end())
-      usage_error(cat(path, ": ", section, ": unknown section, expected one of ", names(known)));
-    if (!keys.is_object()) file.wrong(section, "an object");
-    for (const auto& [key, value] : keys.items()) {
-      const Option* option = find_option(key);
-      if (!option || option->section != section) unknown_key(path, section, key);
-      json given = value;
-      if (option->is_path && value.is_string() && value != "")
-        given = (folder / value.get<std::string>()).lexically_normal().string();
-      if (!assign(config, *option, given))
-        usage_error(
-            cat(path, ": ", section, ".", key, ": expected ", option->expected(), ", found ", shown(value)));
+  const auto set = [&](const std::string& section, const std::string& key, const json& value) {
+    const Option* option = find_option(key);
+    if (!option || option->section != section) unknown_key(path, section, key);
+    json given = value;
+    if (option->is_path && value.is_string() && value != "")
+      given = (folder / value.get<std::string>()).lexically_normal().string();
+    if (!assign(config, *option, given))
+      usage_error(
+          cat(path, ": ", section, ".", key, ": expected ", option->expected(), ", found ", shown(value)));
+  };
+  std::optional<Error> first_error;
+  const auto attempt = [&](const auto& step) {
+    try {
+      step();
+    } catch (const Error& error) {
+      if (!first_error) first_error = error;
     }
+  };
+  for (const auto& [section, keys] : file.value().items()) {
+    attempt([&, &section = section, &keys = keys] {
+      if (std::find(known.begin(), known.end(), section) == known.end())
+        usage_error(cat(path, ": ", section, ": unknown section, expected one of ", names(known)));
+      if (!keys.is_object()) file.wrong(section, "an object");
+      for (const auto& [key, value] : keys.items())
+        attempt([&, &key = key, &value = value] { set(section, key, value); });
+    });
   }
+  if (first_error) throw *first_error;
 }
 
 std::string run_config_json(const RunConfig& config) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "aten_cpu.h"
+#include "pipeinfer/model/llama_stage.h"
 #include "scalar_type.h"
 
 namespace pipeinfer {
@@ -21,11 +22,11 @@ at::Tensor ParameterMaker::make(const std::vector<int64_t>& shape) {
 }
 
 void ParameterMaker::map(const at::Tensor& parameter, int64_t first, int64_t rows, const std::string& name) {
-  if (!parameter.data_ptr()) return;  // the arena only counts
   std::vector<int64_t> shape = parameter.sizes().vec();
   const size_t row_bytes = parameter.nbytes() / shape[0];
   shape[0] = rows;
-  slices_.push_back({name, shape, static_cast<char*>(parameter.data_ptr()) + first * row_bytes});
+  char* data = static_cast<char*>(parameter.data_ptr());  // null where the arena only counts
+  slices_.push_back({name, shape, data ? data + first * row_bytes : nullptr});
 }
 
 Linear::Linear(ParameterMaker& maker, const std::vector<Part>& parts, int64_t n_in, bool bias) {
@@ -198,6 +199,14 @@ int64_t weight_bytes(const ModelConfig& config, const StageOptions& options) {
   model::Arena count;
   model::StageModules(config, options, count, Device{});
   return count.used();
+}
+
+void check_weights(const ModelConfig& config, const Checkpoint& checkpoint) {
+  StageOptions all_layers;
+  all_layers.last_layer = config.n_layers;
+  model::Arena count;
+  const model::StageModules modules(config, all_layers, count, Device{});
+  for (const model::WeightSlice& slice : modules.slices()) checkpoint.require(slice.name, slice.shape);
 }
 
 }  // namespace pipeinfer

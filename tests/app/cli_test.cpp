@@ -221,7 +221,7 @@ TEST(Cli, Describe) {
 }
 
 TEST(Cli, UsageErrorsAreOneSentence) {
-  EXPECT_EQ(refusal({}), "expected a subcommand: run, bench or describe (see pipeinfer --help)");
+  EXPECT_EQ(refusal({}), "expected a subcommand: run, bench, describe or doctor (see pipeinfer --help)");
   const std::pair<std::vector<std::string>, const char*> cases[] = {
       {{"frobnicate"}, "frobnicate"},
       {{"run", "--frobnicate", "1"}, "--frobnicate"},

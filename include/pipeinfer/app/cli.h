@@ -11,7 +11,7 @@
 
 namespace pipeinfer {
 
-enum class Subcommand { help, run, bench, describe };
+enum class Subcommand { help, run, bench, describe, doctor };
 
 struct Command {
   Subcommand subcommand = Subcommand::help;
@@ -23,7 +23,11 @@ struct Command {
   bool local_debug = false;           ///< one process, greedy, writes reference.jsonl
   bool dry_run = false;               ///< check all, run nothing
 
-  // describe
+  // doctor
+  std::string config_file;                 ///< --config FILE; empty: none
+  std::vector<std::string> config_errors;  ///< what is wrong with the configuration; all that is right holds
+
+  // describe, doctor
   bool json = false;  ///< as JSON on stdout
 
   // bench

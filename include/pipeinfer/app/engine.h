@@ -17,7 +17,8 @@ struct App {
   Job& job;
   Log& log;
   Watchdog& watchdog;
-  double started_s;  ///< now_s() of the start of the process
+  double started_s;               ///< now_s() of the start of the process
+  std::string launch_error = {};  ///< doctor: why this task is alone, though others were started with it
   bool root() const { return job.rank() == 0; }
 };
 
@@ -29,6 +30,24 @@ Message await_message(App& app, Tag tag);
 
 /// The device that `run.device` means on this rank, made current. Throws Error(usage).
 Device open_device(const RunConfig& run, const Job& job);
+
+/// What RunConfig::transport means.
+TransportKind transport_kind(const std::string& name);
+
+/// Links in use: what waits on them ends with a fault, and when they are left without `closed`.
+class LinksGuard {
+ public:
+  LinksGuard(Watchdog& watchdog, Transport& transport);
+  ~LinksGuard();
+  LinksGuard(const LinksGuard&) = delete;
+  LinksGuard& operator=(const LinksGuard&) = delete;
+  void closed() { closed_ = true; }
+
+ private:
+  Watchdog& watchdog_;
+  Transport& transport_;
+  bool closed_ = false;
+};
 
 /// How one rank loaded its weights.
 struct LoadFigures {
@@ -82,16 +101,7 @@ class Engine {
   std::unique_ptr<StageWorker> worker_;
 
   // Destroyed first, also where the constructor throws: what is in flight ends before its buffers do.
-  struct Links {
-    Watchdog& watchdog;
-    Transport& transport;
-    bool closed = false;
-    ~Links() {
-      watchdog.on_fault({});
-      if (!closed) transport.abort();
-    }
-  };
-  std::unique_ptr<Links> links_;
+  std::unique_ptr<LinksGuard> links_;
 };
 
 }  // namespace pipeinfer

@@ -36,12 +36,16 @@ class Job {
 
 /// The job that this process belongs to: over MPI when a launcher started it (see launch.h), otherwise one rank, with
 /// no use of MPI at all. `timeout_s` counts from the start of the process: when MPI_Init hangs, one sentence on stderr
-/// and exit with 1. Throws Error(usage) when MPI sees another number of ranks than the launcher started.
+/// and exit with 1. Throws Error(usage), on every task, when MPI sees another number of ranks than
+/// the launcher started.
 std::unique_ptr<Job> start_job(double timeout_s);
 
 enum class TransportKind : uint8_t { automatic, nccl, mpi };
 
-/// The Transport that was asked for; automatic: NCCL between GPUs where the build has it, otherwise through the host.
+/// What `automatic` stands for: NCCL between GPUs where the build has it, otherwise through the host.
+TransportKind resolve_transport(TransportKind kind, Device device, int n_ranks);
+
+/// The Transport that was asked for (see resolve_transport).
 /// Throws Error(usage) for NCCL on a CPU, or in a build without it. `timeout_s`: see make_nccl_transport.
 std::unique_ptr<Transport> make_transport(TransportKind kind, Device device, Job& job, double timeout_s = 60);
 

@@ -110,8 +110,8 @@ void set_option(RunConfig& config, const Option& option, const std::vector<std::
 /// A value as JSON text: `0.9`, `"auto"`, `[13,13]`.
 std::string option_text(const RunConfig& config, const Option& option);
 
-/// Reads a file over the values in `config`. Throws Error(usage) that names file and key: unknown keys, wrong
-/// types.
+/// Reads a file over the values in `config`. Throws Error(usage) that names file and key (unknown keys, wrong
+/// types): the first one, once everything that is right is in `config`.
 void load_run_config(const std::string& path, RunConfig& config);
 
 /// The whole configuration as a JSON object of the schema (one line).

@@ -46,6 +46,9 @@ class LlamaStage final : public Stage {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Looks up every tensor of the model, headers only. Throws Error(usage) as LlamaStage does.
+void check_weights(const ModelConfig& config, const Checkpoint& checkpoint);
+
 /// Threads of the CPU's matrix products, for the whole process.
 void set_cpu_threads(int n);
 
