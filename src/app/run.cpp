@@ -180,7 +180,7 @@ class Server {
               run_.output_dir, "/completions", unfinished_ > 0 ? "_rank_0" : "", ".jsonl"));
     if (figures_.stopped && unfinished_ > 0)
       say(cat("stopped with ", counted(unfinished_, "prompt"), " left",
-              writer_ ? ": --resume continues" : ""));
+              run_.output_dir.empty() ? "" : ": --resume continues"));
     else if (figures_.reports.empty() && figures_.earlier.done > 0)
       say(cat("nothing to serve: ", counted(figures_.earlier.done, "prompt"), " done before"));
   }
@@ -234,6 +234,7 @@ ExitCode run_root(App& app, const Command& command) {
   const double begin_s = now_s();
   Inputs inputs = read_inputs(app.log, command, model);
   const Checkpoint checkpoint(run.model_path);
+  check_weights(model, checkpoint);
   std::map<int64_t, FinishedPrompt> finished;
   Manifest manifest;
   if (!run.output_dir.empty()) {
