@@ -1,10 +1,12 @@
 // `doctor`: every rank looks at its host, rank 0 at the job, and all of them at the links between them.
 #include <cstdio>
 #include <cstdlib>
+#include <set>
 
 #include "pipeinfer/app/commands.h"
 #include "pipeinfer/app/doctor_checks.h"
 #include "pipeinfer/base/bytes.h"
+#include "pipeinfer/base/clock.h"
 
 namespace pipeinfer {
 
@@ -61,15 +63,26 @@ RankReport examine_rank(App& app, const Command& command) {
   return report;
 }
 
-// Rank 0: of all ranks, in their order. One that is lost has found nothing.
-std::vector<RankReport> gather(App& app, RankReport own, Findings& findings) {
+// Rank 0: of all ranks, in their order. One that does not answer has found nothing: it is lost, or its file system or
+// driver hangs.
+std::vector<RankReport> gather(App& app, RankReport own, double timeout_s, Findings& findings) {
   std::vector<RankReport> reports(app.job.size());
   reports[0] = std::move(own);
-  findings.attempt("launch", "see what that host's log says of it", [&] {
-    for (int i = 1; i < app.job.size(); ++i) {
-      const Message message = await_message(app, Tag::hello);
-      reports[message.from] = RankReport::parse(message.bytes);
-    }
+  std::set<int> missing;
+  for (int r = 1; r < app.job.size(); ++r) missing.insert(r);
+  const double deadline_s = now_s() + timeout_s;
+  findings.attempt("launch", "look at that host: its file system or its driver may hang", [&] {
+    app.watchdog.await([&] {
+      while (const auto message = app.job.control().poll(Tag::hello)) {
+        reports[message->from] = RankReport::parse(message->bytes);
+        missing.erase(message->from);
+      }
+      if (!missing.empty() && now_s() > deadline_s)
+        runtime_failure(cat("rank ", *missing.begin(), " (", app.job.hosts()[*missing.begin()],
+                            ") did not say what it found within ", timeout_s, " s"));
+      if (!missing.empty()) app.job.control().wait(0.01);
+      return missing.empty();
+    });
   });
   return reports;
 }
@@ -153,7 +166,7 @@ ExitCode doctor_command(App& app, const Command& command) {
   const std::vector<std::string>& hosts = app.job.hosts();
   Findings findings;
   examine_launch(environment, hosts, app.launch_error, findings);
-  const std::vector<RankReport> reports = gather(app, examine_rank(app, command), findings);
+  const std::vector<RankReport> reports = gather(app, examine_rank(app, command), run.timeout_s, findings);
   for (size_t r = 0; r < reports.size(); ++r) findings.add(static_cast<int>(r), reports[r].findings);
   examine_copies(reports, hosts, findings);
   examine_texts(run, reports[0].model, findings);

@@ -112,6 +112,18 @@ class DoctorTest(ProgramTest):
         for text in failed:
             self.assertTrue(text.startswith("rank 1 ("), text)
 
+    def test_one_host_hangs(self):
+        config = self.model() / "config.json"
+        config.unlink()
+        os.mkfifo(config)  # nobody writes: opening it takes for ever
+        patience = ["--timeout-s", 5]
+        done = self.launched(["mpirun", "-n", 1, self.program, *self.doctor(*patience), ":",
+                              "-n", 1, self.program, *self.doctor("--model", self.folder / "model", *patience)])
+        self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
+        failed = [(check, rest) for level, check, rest in self.parse(done.stdout) if level == "FAIL"]
+        self.assertEqual([check for check, _ in failed], ["launch"])
+        self.assertTrue(failed[0][1].startswith("rank 1 ("), failed)
+
     def test_truncated_safetensors(self):
         weights = self.model() / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
