@@ -73,7 +73,7 @@ uint64_t examine_weights(const RunConfig& run, const std::optional<ModelConfig>&
   if (run.model_path.empty()) return findings.not_given(check, "--model"), hash;
   findings.attempt(check, "copy or convert the checkpoint again (scripts/convert_checkpoint.py)", [&] {
     const Checkpoint checkpoint(run.model_path);
-    if (model) pipeinfer::check_weights(*model, checkpoint);
+    if (model) check_weights(*model, checkpoint);
     hash = checkpoint.header_hash();
     findings.ok(check,
                 cat(counted(static_cast<long long>(checkpoint.names().size()), "tensor"),
