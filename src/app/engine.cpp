@@ -63,18 +63,24 @@ Engine::Engine(App& app, const RunConfig& run, const ModelConfig& model, const s
 
   const double begin_s = now_s();
   LoadFigures own;
+  StageOptions options = plan_.stage_options(app_.job.rank());
+  options.cuda_graphs = run.cuda_graphs;
+  options.reference_kernels = run.reference_kernels;
   if (model_folder.empty()) {
-    stage_ =
-        std::make_unique<LlamaStage>(model, plan_.stage_options(app_.job.rank()), RandomWeights{}, device_);
+    stage_ = std::make_unique<LlamaStage>(model, options, RandomWeights{}, device_);
   } else {
     const Checkpoint checkpoint(model_folder);
-    stage_ = std::make_unique<LlamaStage>(model, plan_.stage_options(app_.job.rank()), checkpoint, device_);
+    stage_ = std::make_unique<LlamaStage>(model, options, checkpoint, device_);
     own.bytes = checkpoint.bytes_read();
   }
   own.seconds = now_s() - begin_s;
   app_.log.info("loaded layers ", plan_.layout.layers[app_.job.rank()], " to ",
                 plan_.layout.layers[app_.job.rank() + 1] - 1, " in ", own.seconds, " s, ", own.bytes >> 20,
                 " MiB read");
+  const double loaded_s = now_s();
+  const std::string graphs = stage_->warm_up();
+  own.warm_up_s = now_s() - loaded_s;
+  app_.log.info("warmed up in ", own.warm_up_s, " s: ", graphs);
   worker_ = std::make_unique<StageWorker>(*rank_, plan_.layout, *stage_);
   worker_->connect();
   gather_loads(own);

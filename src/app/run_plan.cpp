@@ -13,6 +13,9 @@ namespace pipeinfer {
 
 namespace {
 
+// Prompt tokens of a step: enough for matrix products at full speed, no more than delays the others' tokens.
+constexpr int64_t kChunkGpu = 2048, kChunkCpu = 512;
+
 // Ranks that draw on the same memory: those of one GPU, or the CPU ranks of one host.
 bool share_memory(const RankResources& a, const RankResources& b) {
   return a.host == b.host && a.kind == b.kind && a.device.pci_bus_id == b.device.pci_bus_id;
@@ -111,7 +114,8 @@ RunPlan plan_run(const ModelConfig& model, const RunConfig& run, const std::vect
   scheduler.lanes = run.lanes > 0
                         ? std::min(static_cast<int>(run.lanes), std::max(n_stages, scheduler.batch_size))
                         : n_stages;
-  scheduler.prefill_chunk = static_cast<int>(std::min<int64_t>(run.prefill_chunk, model.context()));
+  const int64_t chunk = run.prefill_chunk > 0 ? run.prefill_chunk : cuda ? kChunkGpu : kChunkCpu;
+  scheduler.prefill_chunk = static_cast<int>(std::min<int64_t>(chunk, model.context()));
   scheduler.block_size = static_cast<int>(run.block_size);
   scheduler.context = model.context();
   scheduler.steps_ahead = steps_ahead(ranks[0].kind);

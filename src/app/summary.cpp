@@ -34,6 +34,7 @@ ordered_json rank_json(const RunFigures& figures, const RunPlan& plan, size_t r)
           {"idle_s", time.idle_s},
           {"median_step_s", report.median_step_s},
           {"load_s", figures.loads[r].seconds},
+          {"warm_up_s", figures.loads[r].warm_up_s},
           {"load_bytes", figures.loads[r].bytes},
           {"busy_percent", report.use.busy_percent},
           {"used_bytes", report.use.used_bytes},

@@ -54,6 +54,15 @@ void Linear::forward(void* out, const void* x, int n_rows, DType dtype, DType ou
     linear_cpu(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, dtype, out_dtype);
 }
 
+kernels::FusedLinear Linear::fused(const void* x, int n_rows) const {
+  return {.x = x,
+          .weight = weight_.data_ptr(),
+          .bias = bias_.defined() ? bias_.data_ptr() : nullptr,
+          .n_rows = n_rows,
+          .n_out = static_cast<int>(weight_.size(0)),
+          .n_in = static_cast<int>(weight_.size(1))};
+}
+
 Embedding::Embedding(ParameterMaker& maker, const std::string& name, int64_t vocab, int64_t hidden)
     : weight_(register_parameter("weight", maker.make({vocab, hidden}), false)) {
   maker.map(weight_, 0, vocab, name + ".weight");
@@ -74,6 +83,11 @@ void RmsNorm::forward(void* out, void* x, const void* delta, const int32_t* row,
   kernels::rms_norm(out, x, delta, weight_.data_ptr(), row, n_rows, weight_.size(0), eps_, dtype, stream);
 }
 
+void RmsNorm::fuse_into(kernels::FusedLinear& product) const {
+  product.norm_weight = weight_.data_ptr();
+  product.eps = eps_;
+}
+
 Attention::Attention(ParameterMaker& maker, const std::string& name, const ModelConfig& config)
     : n_heads_(config.n_heads), scale_(1 / std::sqrt(static_cast<float>(config.head_dim))) {
   const std::vector<Linear::Part> qkv = {{name + ".q_proj", config.q_size()},
@@ -90,10 +104,29 @@ void Attention::forward(const Pass& pass, const kernels::KvLayer& cache) const {
   const Workspace& space = pass.space;
   const int n = pass.tokens.n_tokens;
   qkv_proj_->forward(space.qkv, space.normed, n, pass.dtype, pass.dtype, pass.stream);
+  attend(pass, cache);
+  o_proj_->forward(space.delta, space.attended, n, pass.dtype, pass.dtype, pass.stream);
+}
+
+void Attention::forward_fused(const Pass& pass, const RmsNorm& norm, const kernels::KvLayer& cache) const {
+  const Workspace& space = pass.space;
+  const int n = pass.tokens.n_tokens;
+  kernels::FusedLinear qkv = qkv_proj_->fused(pass.x, n);
+  qkv.out = space.qkv;
+  norm.fuse_into(qkv);
+  kernels::fused_linear(qkv, pass.dtype, pass.stream);
+  attend(pass, cache);
+  kernels::FusedLinear o = o_proj_->fused(space.attended, n);
+  o.out = pass.x;
+  o.epilogue = kernels::Epilogue::add;
+  kernels::fused_linear(o, pass.dtype, pass.stream);
+}
+
+void Attention::attend(const Pass& pass, const kernels::KvLayer& cache) const {
+  const Workspace& space = pass.space;
   kernels::rope_and_cache(space.qkv, cache, pass.tokens, pass.rope, n_heads_, pass.dtype, pass.stream);
   kernels::paged_attention(space.attended, space.qkv, cache, pass.tokens, n_heads_, scale_, pass.dtype,
                            pass.stream);
-  o_proj_->forward(space.delta, space.attended, n, pass.dtype, pass.dtype, pass.stream);
 }
 
 Mlp::Mlp(ParameterMaker& maker, const std::string& name, const ModelConfig& config)
@@ -115,6 +148,20 @@ void Mlp::forward(const Pass& pass) const {
   down_proj_->forward(space.delta, space.mlp, n, pass.dtype, pass.dtype, pass.stream);
 }
 
+void Mlp::forward_fused(const Pass& pass, const RmsNorm& norm) const {
+  const Workspace& space = pass.space;
+  const int n = pass.tokens.n_tokens;
+  kernels::FusedLinear gate_up = gate_up_proj_->fused(pass.x, n);
+  gate_up.out = space.mlp;
+  gate_up.epilogue = kernels::Epilogue::silu_mul;
+  norm.fuse_into(gate_up);
+  kernels::fused_linear(gate_up, pass.dtype, pass.stream);
+  kernels::FusedLinear down = down_proj_->fused(space.mlp, n);
+  down.out = pass.x;
+  down.epilogue = kernels::Epilogue::add;
+  kernels::fused_linear(down, pass.dtype, pass.stream);
+}
+
 DecoderLayer::DecoderLayer(ParameterMaker& maker, const std::string& name, const ModelConfig& config) {
   const auto norm = [&](const char* which) {
     return register_module(which, std::make_shared<RmsNorm>(maker, cat(name, ".", which), config.hidden_size,
@@ -133,6 +180,11 @@ void DecoderLayer::forward(const Pass& pass, const void* delta, const kernels::K
   self_attn_->forward(pass, cache);
   post_attention_layernorm_->forward(space.normed, pass.x, space.delta, nullptr, n, pass.dtype, pass.stream);
   mlp_->forward(pass);
+}
+
+void DecoderLayer::forward_fused(const Pass& pass, const kernels::KvLayer& cache) const {
+  self_attn_->forward_fused(pass, *input_layernorm_, cache);
+  mlp_->forward_fused(pass, *post_attention_layernorm_);
 }
 
 LlamaModel::LlamaModel(ParameterMaker& maker, const ModelConfig& config, const StageOptions& options)
@@ -161,6 +213,10 @@ void LlamaModel::embed(const Pass& pass, const int32_t* token, const int32_t* la
 }
 
 void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
+  if (pass.fused) {
+    for (size_t i = 0; i < layers_.size(); ++i) layers_[i]->forward_fused(pass, cache.layer(i));
+    return;
+  }
   const void* delta = nullptr;
   for (size_t i = 0; i < layers_.size(); ++i) {
     layers_[i]->forward(pass, delta, cache.layer(i));
@@ -170,8 +226,23 @@ void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
 }
 
 void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const {
+  if (pass.fused) {
+    kernels::FusedLinear head = lm_head_->fused(pass.x, n_rows);
+    head.out = logits;
+    head.row = row;
+    head.epilogue = kernels::Epilogue::store_fp32;
+    norm_->fuse_into(head);
+    return kernels::fused_linear(head, pass.dtype, pass.stream);
+  }
   norm_->forward(pass.space.normed, pass.x, nullptr, row, n_rows, pass.dtype, pass.stream);
   lm_head_->forward(logits, pass.space.normed, n_rows, pass.dtype, DType::fp32, pass.stream);
+}
+
+bool can_fuse(const ModelConfig& config, const StageOptions& options, Device device) {
+  if (options.reference_kernels) return false;
+  for (int64_t n_in : {config.hidden_size, config.q_size(), config.intermediate_size})
+    if (!kernels::can_fuse_linear(static_cast<int>(n_in), options.dtype, device)) return false;
+  return true;
 }
 
 StageModules::StageModules(const ModelConfig& config, const StageOptions& options, Arena& arena,

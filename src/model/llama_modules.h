@@ -44,6 +44,9 @@ class Linear : public torch::nn::Module {
   /// Shares a weight that another module owns (tied embeddings).
   explicit Linear(const at::Tensor& weight);
 
+  /// The product as a fused kernel's; out is left to the caller, and so is what happens around it.
+  kernels::FusedLinear fused(const void* x, int n_rows) const;
+
   /// x [n_rows, n_in] -> out [n_rows, n_out] of out_dtype, which is dtype or fp32.
   void forward(void* out, const void* x, int n_rows, DType dtype, DType out_dtype, Stream& stream) const;
 
@@ -72,6 +75,9 @@ class RmsNorm : public torch::nn::Module {
  public:
   RmsNorm(ParameterMaker& maker, const std::string& name, int64_t hidden, double eps);
 
+  /// The product takes norm(x) instead of x.
+  void fuse_into(kernels::FusedLinear& product) const;
+
   /// out = norm(x += delta); see kernels::rms_norm.
   void forward(void* out, void* x, const void* delta, const int32_t* row, int n_rows, DType dtype,
                Stream& stream) const;
@@ -86,8 +92,13 @@ class Attention : public torch::nn::Module {
   Attention(ParameterMaker& maker, const std::string& name, const ModelConfig& config);
   /// space.normed -> space.delta
   void forward(const Pass& pass, const kernels::KvLayer& cache) const;
+  /// pass.x += attention(norm(pass.x))
+  void forward_fused(const Pass& pass, const RmsNorm& norm, const kernels::KvLayer& cache) const;
 
  private:
+  /// space.qkv -> space.attended
+  void attend(const Pass& pass, const kernels::KvLayer& cache) const;
+
   int n_heads_;
   float scale_;
   std::shared_ptr<Linear> qkv_proj_;  // [q + 2 kv, hidden]
@@ -100,6 +111,8 @@ class Mlp : public torch::nn::Module {
   Mlp(ParameterMaker& maker, const std::string& name, const ModelConfig& config);
   /// space.normed -> space.delta
   void forward(const Pass& pass) const;
+  /// pass.x += mlp(norm(pass.x))
+  void forward_fused(const Pass& pass, const RmsNorm& norm) const;
 
  private:
   int intermediate_;
@@ -112,6 +125,8 @@ class DecoderLayer : public torch::nn::Module {
   DecoderLayer(ParameterMaker& maker, const std::string& name, const ModelConfig& config);
   /// Adds `delta` (of the layer before; null for the first) to pass.x, and leaves its own last addend in space.delta.
   void forward(const Pass& pass, const void* delta, const kernels::KvLayer& cache) const;
+  /// The same with the additions done: there is no delta, neither before nor after.
+  void forward_fused(const Pass& pass, const kernels::KvLayer& cache) const;
 
  private:
   std::shared_ptr<RmsNorm> input_layernorm_, post_attention_layernorm_;

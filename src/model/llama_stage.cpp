@@ -1,8 +1,12 @@
 #include "pipeinfer/model/llama_stage.h"
 
 #include <algorithm>
+#include <map>
+#include <span>
 #include <utility>
 
+#include "pipeinfer/base/error.h"
+#include "pipeinfer/device/graph.h"
 #include "stage_modules.h"
 #include "step_upload.h"
 
@@ -16,7 +20,8 @@ namespace {
 struct HostTables {
   std::vector<kernels::SlotEntry> opened;
   std::vector<kernels::BlockEntry> granted;
-  std::vector<int32_t> token, slot, position;                     // of each token
+  std::vector<int32_t> decode_slot, decode_position;              // of each row of the graph
+  std::vector<int32_t> token, slot, position;                     // of each token outside the graph
   std::vector<int32_t> sample_row, sample_slot, sample_position;  // of each sample; row: index of its token
   int max_context = 0;
   int n_single = 0;  // leading rows of one token
@@ -33,10 +38,21 @@ struct HostTables {
       for (int32_t block : grant.blocks) granted.push_back({grant.slot, n_blocks[grant.slot]++, block});
   }
 
-  void set_rows(const StepPlan& plan) {
+  // The first `n` rows of the plan, padded with rows of the null slot.
+  void set_decode(const StepPlan& plan, int n, int padded, int32_t null_slot) {
+    decode_slot.assign(padded, null_slot);
+    decode_position.assign(padded, 0);
+    for (int i = 0; i < n; ++i) {
+      decode_slot[i] = plan.rows[i].slot;
+      decode_position[i] = plan.rows[i].position;
+    }
+  }
+
+  // The rows from `first` on.
+  void set_rows(const StepPlan& plan, int first) {
     token.clear(), slot.clear(), position.clear();
     max_context = n_single = 0;
-    for (const StepRow& row : plan.rows) {
+    for (const StepRow& row : std::span(plan.rows).subspan(first)) {
       if (row.n_tokens == 1 && n_single == static_cast<int>(token.size())) ++n_single;
       for (int32_t i = 0; i < row.n_tokens; ++i) {
         token.push_back(row.first_token == kFromSlot ? kFromSlot : plan.tokens[row.first_token + i]);
@@ -47,10 +63,10 @@ struct HostTables {
     }
   }
 
-  void set_samples(const StepPlan& plan) {
+  void set_samples(const StepPlan& plan, int first) {
     sample_row.clear(), sample_slot.clear(), sample_position.clear();
     int32_t end = 0;  // of the row's tokens
-    for (const StepRow& row : plan.rows) {
+    for (const StepRow& row : std::span(plan.rows).subspan(first)) {
       end += row.n_tokens;
       for (int32_t i = row.n_samples; i > 0; --i) {
         sample_row.push_back(end - i);
@@ -64,37 +80,29 @@ struct HostTables {
 }  // namespace
 
 struct LlamaStage::Impl {
-  Impl(const ModelConfig& config, const StageOptions& options, Device device)
-      : config(config),
-        options(options),
-        weights(device, weight_bytes(config, options),
-                cat("the weights of layers ", options.first_layer, " to ", options.last_layer - 1)),
-        modules(config, options, weights, device),
-        cache(config, options, device),
-        work(device, workspace_bytes(config, options), "activations"),
-        space(make_workspace(config, options, work)),
-        upload(options, device, space.tables),
-        n_blocks(options.slots, 0) {
-    const std::vector<float> frequencies = inv_freq(config);
-    Stream stream(device);
-    copy_async(space.inv_freq, frequencies.data(), frequencies.size() * sizeof(float), stream);
-    finish_copies(stream);
-    rope = {.inv_freq = space.inv_freq,
-            .dynamic = config.rope.type == RopeType::dynamic,
-            .theta = static_cast<float>(config.rope.theta),
-            .factor = static_cast<float>(config.rope.factor),
-            .max_position = config.max_position_embeddings};
-  }
+  Impl(const ModelConfig& config, const StageOptions& options, Device device);
 
   bool is_first() const { return options.first_layer == 0; }
   bool is_last() const { return options.last_layer == config.n_layers; }
+  size_t hidden_bytes(int n_tokens) const {
+    return size_t{dtype_size(options.dtype)} * config.hidden_size * n_tokens;
+  }
 
+  std::string warm_up();
   void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream);
-  void sample(const StepPlan& plan, const StepBuffers& buffers, const Pass& pass, const int32_t* row,
-              const int32_t* slot, const int32_t* position);
+
+  Pass make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const;
+  const int32_t* decode_slot() const { return upload.first<int32_t>(); }
+  const int32_t* decode_position() const { return decode_slot() + position_offset; }
+  Pass decode_pass(int rows, Stream& stream) const;
+  void enqueue_decode(int rows, Stream& stream) const;
+  void run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream);
+  void pick(const StepPlan& plan, const StepBuffers& buffers, int first, int n, const int32_t* slot,
+            const int32_t* position, Stream& stream);
 
   ModelConfig config;
   StageOptions options;
+  Device device;
   Arena weights;
   StageModules modules;
   KvCache cache;
@@ -105,17 +113,126 @@ struct LlamaStage::Impl {
   HostTables host;
   std::vector<int32_t> n_blocks;  // [slots]
   LogitsHook hook;
+  bool fusible;
+  size_t position_offset;       // from decode_slot(), in elements
+  std::map<int, Graph> graphs;  // by their rows; last: they go first
 };
 
+LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, Device device)
+    : config(config),
+      options(options),
+      device(device),
+      weights(device, weight_bytes(config, options),
+              cat("the weights of layers ", options.first_layer, " to ", options.last_layer - 1)),
+      modules(config, options, weights, device),
+      cache(config, options, device),
+      work(device, workspace_bytes(config, options), "activations"),
+      space(make_workspace(config, options, work)),
+      upload(options, device, space.tables),
+      n_blocks(options.slots, 0),
+      fusible(can_fuse(config, options, device)),
+      position_offset(StepUpload::padded(options.max_graph_rows() * sizeof(int32_t)) / sizeof(int32_t)) {
+  const std::vector<float> frequencies = inv_freq(config);
+  const std::vector<int32_t> null_blocks(options.max_blocks(), cache.null_block());
+  Stream stream(device);
+  copy_async(space.inv_freq, frequencies.data(), frequencies.size() * sizeof(float), stream);
+  copy_async(space.block_table + int64_t{options.slots} * options.max_blocks(), null_blocks.data(),
+             null_blocks.size() * sizeof(int32_t), stream);
+  // The null slot: a prompt of no tokens, token 0.
+  fill_async(space.slots.prompt_tokens, 0, sizeof(int32_t) * (options.slots + 1), stream);
+  fill_async(space.slots.last_token, 0, sizeof(int32_t) * (options.slots + 1), stream);
+  static_assert(kFromSlot == -1);
+  fill_async(space.from_slot, 0xff, sizeof(int32_t) * options.max_graph_rows(), stream);
+  finish_copies(stream);
+  rope = {.inv_freq = space.inv_freq,
+          .dynamic = config.rope.type == RopeType::dynamic,
+          .theta = static_cast<float>(config.rope.theta),
+          .factor = static_cast<float>(config.rope.factor),
+          .max_position = config.max_position_embeddings};
+}
+
+// Everything is run once before it is captured: libraries choose and load their kernels at first use.
+std::string LlamaStage::Impl::warm_up() {
+  if (!device.is_cuda()) return "no CUDA graphs: the device is a CPU";
+  if (!options.cuda_graphs) return "no CUDA graphs: they were not wanted";
+  Stream stream(device);
+  host.set_decode({}, 0, options.max_graph_rows(), options.slots);
+  upload.begin();
+  upload.put(host.decode_slot);
+  upload.put(host.decode_position);
+  upload.send(stream);
+  try {
+    for (int rows = 1; rows <= options.max_graph_rows(); rows = StageOptions::graph_rows(rows + 1)) {
+      enqueue_decode(rows, stream);
+      graphs.emplace(rows, Graph(stream, [&] { enqueue_decode(rows, stream); }));
+    }
+    finish_copies(stream);
+  } catch (const Error& e) {
+    graphs.clear();
+    return cat("no CUDA graphs: ", e.what());
+  }
+  return cat(graphs.size(), " CUDA graphs, of up to ", graphs.rbegin()->first, " rows");
+}
+
+Pass LlamaStage::Impl::make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const {
+  tokens.block_table = space.block_table;
+  tokens.prompt_tokens = space.slots.prompt_tokens;
+  tokens.max_blocks = options.max_blocks();
+  return {.space = space,
+          .x = x,
+          .tokens = tokens,
+          .rope = rope,
+          .dtype = options.dtype,
+          .stream = stream,
+          .fused = fusible && tokens.n_tokens <= kernels::kFusedRows};
+}
+
+// The rows' tables are at addresses that never change.
+Pass LlamaStage::Impl::decode_pass(int rows, Stream& stream) const {
+  return make_pass(space.x,
+                   {.slot = decode_slot(),
+                    .position = decode_position(),
+                    .n_tokens = rows,
+                    .max_context = options.context,
+                    .n_single = rows},
+                   stream);
+}
+
+void LlamaStage::Impl::enqueue_decode(int rows, Stream& stream) const {
+  const Pass pass = decode_pass(rows, stream);
+  if (is_first()) modules.embed(pass, space.from_slot, space.slots.last_token);
+  modules.forward(pass, cache);
+  if (is_last() && rows <= kHeadRows) modules.head(space.logits, pass, nullptr, rows);
+}
+
+void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream) {
+  const int rows = StageOptions::graph_rows(n);
+  if (!is_first()) copy_async(space.x, buffers.hidden_in, hidden_bytes(n), stream);
+  graphs.at(rows).launch(stream);
+  if (!is_last()) return copy_async(buffers.hidden_out, space.x, hidden_bytes(n), stream);
+  for (int first = 0; first < n; first += kHeadRows) {
+    const int count = std::min(kHeadRows, n - first);
+    if (rows > kHeadRows) {
+      Pass pass = decode_pass(count, stream);
+      pass.x = static_cast<char*>(space.x) + hidden_bytes(first);
+      modules.head(space.logits, pass, nullptr, count);
+    }
+    pick(plan, buffers, first, count, decode_slot() + first, decode_position() + first, stream);
+  }
+}
+
 void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
-  const int n_tokens = plan.n_tokens();
-  PI_CHECK(n_tokens <= options.max_tokens, "step ", plan.step, " has ", n_tokens, " tokens, not at most ",
-           options.max_tokens);
+  PI_CHECK(plan.n_tokens() <= options.max_tokens, "step ", plan.step, " has ", plan.n_tokens(),
+           " tokens, not at most ", options.max_tokens);
+  const int n_decode = graphs.empty() ? 0 : std::min(plan.n_decode(), options.max_graph_rows());
   host.set_changes(plan, n_blocks);
-  host.set_rows(plan);
-  host.set_samples(plan);
+  host.set_decode(plan, n_decode, n_decode > 0 ? options.max_graph_rows() : 0, options.slots);
+  host.set_rows(plan, n_decode);
+  host.set_samples(plan, n_decode);
 
   upload.begin();
+  upload.put(host.decode_slot);  // these two first: see decode_slot()
+  upload.put(host.decode_position);
   const auto* opened = upload.put(host.opened);
   const auto* granted = upload.put(host.granted);
   const int32_t* token = upload.put(host.token);
@@ -129,43 +246,41 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
   if (!host.opened.empty()) kernels::open_slots(space.slots, opened, host.opened.size(), stream);
   if (!host.granted.empty())
     kernels::set_blocks(space.block_table, granted, host.granted.size(), options.max_blocks(), stream);
+  if (n_decode > 0) run_decode(plan, n_decode, buffers, stream);
+  const int n_tokens = host.token.size();
   if (n_tokens == 0) return;
 
-  const Pass pass{.space = space,
-                  .x = is_last() ? space.x : buffers.hidden_out,
-                  .tokens = {.slot = slot,
-                             .position = position,
-                             .block_table = space.block_table,
-                             .prompt_tokens = space.slots.prompt_tokens,
-                             .max_blocks = options.max_blocks(),
-                             .n_tokens = n_tokens,
-                             .max_context = host.max_context,
-                             .n_single = host.n_single},
-                  .rope = rope,
-                  .dtype = options.dtype,
-                  .stream = stream};
+  const size_t done = hidden_bytes(n_decode);
+  const Pass pass = make_pass(is_last() ? space.x : static_cast<char*>(buffers.hidden_out) + done,
+                              {.slot = slot,
+                               .position = position,
+                               .n_tokens = n_tokens,
+                               .max_context = host.max_context,
+                               .n_single = host.n_single},
+                              stream);
   if (is_first())
     modules.embed(pass, token, space.slots.last_token);
   else
-    copy_async(pass.x, buffers.hidden_in, n_tokens * config.hidden_size * dtype_size(options.dtype), stream);
+    copy_async(pass.x, static_cast<const char*>(buffers.hidden_in) + done, hidden_bytes(n_tokens), stream);
   modules.forward(pass, cache);
   if (!is_last()) return;
   kernels::mark_seen(space.slots, slot, token, n_tokens, stream);
-  sample(plan, buffers, pass, sample_row, sample_slot, sample_position);
-}
-
-void LlamaStage::Impl::sample(const StepPlan& plan, const StepBuffers& buffers, const Pass& pass,
-                              const int32_t* row, const int32_t* slot, const int32_t* position) {
   const int n_samples = host.sample_row.size();
   for (int first = 0; first < n_samples; first += kHeadRows) {
     const int n = std::min(kHeadRows, n_samples - first);
-    modules.head(space.logits, pass, row + first, n);
-    if (hook) hook(plan, first, n, space.logits, pass.stream);
-    if (plan.want_top)
-      kernels::top_logits(buffers.top + first * kTopLogits, space.logits, n, config.vocab_size, pass.stream);
-    kernels::sample(buffers.sampled + first, space.logits, slot + first, position + first, space.slots, n,
-                    config.vocab_size, pass.stream);
+    modules.head(space.logits, pass, sample_row + first, n);
+    pick(plan, buffers, n_decode + first, n, sample_slot + first, sample_position + first, stream);
   }
+}
+
+// Samples [first, first + n) of the plan, whose logits are there.
+void LlamaStage::Impl::pick(const StepPlan& plan, const StepBuffers& buffers, int first, int n,
+                            const int32_t* slot, const int32_t* position, Stream& stream) {
+  if (hook) hook(plan, first, n, space.logits, stream);
+  if (plan.want_top)
+    kernels::top_logits(buffers.top + first * kTopLogits, space.logits, n, config.vocab_size, stream);
+  kernels::sample(buffers.sampled + first, space.logits, slot, position, space.slots, n, config.vocab_size,
+                  stream);
 }
 
 LlamaStage::LlamaStage(const ModelConfig& config, const StageOptions& options, const Checkpoint& checkpoint,
@@ -182,16 +297,16 @@ LlamaStage::LlamaStage(const ModelConfig& config, const StageOptions& options, R
 
 LlamaStage::~LlamaStage() = default;
 
-int64_t LlamaStage::hidden_bytes() const {
-  return impl_->config.hidden_size * dtype_size(impl_->options.dtype);
-}
+int64_t LlamaStage::hidden_bytes() const { return impl_->hidden_bytes(1); }
+
+std::string LlamaStage::warm_up() { return impl_->warm_up(); }
 
 void LlamaStage::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
   impl_->run(plan, buffers, stream);
 }
 
 void LlamaStage::take_tokens(const StepPlan& plan, const int32_t* sampled, Stream& stream) {
-  impl_->host.set_samples(plan);
+  impl_->host.set_samples(plan, 0);
   const auto& slots = impl_->host.sample_slot;
   if (slots.empty()) return;
   impl_->upload.begin();

@@ -22,7 +22,11 @@ struct Pass {
   kernels::Rope rope;
   DType dtype;
   Stream& stream;
+  bool fused = false;  // fused products; see can_fuse
 };
+
+/// Whether passes of n_tokens tokens may be fused: products of few rows, in 16 bits, on a GPU that has the instructions.
+bool can_fuse(const ModelConfig& config, const StageOptions& options, Device device);
 
 class LlamaModel;
 
@@ -39,7 +43,7 @@ class StageModules {
   void embed(const Pass& pass, const int32_t* token, const int32_t* last_token) const;
   /// All layers, in place in pass.x.
   void forward(const Pass& pass, const KvCache& cache) const;
-  /// Last stage: logits of pass.x's rows `row` [n_rows], n_rows <= kHeadRows.
+  /// Last stage: logits of pass.x's rows `row` [n_rows] (null: the first), n_rows <= kHeadRows.
   void head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const;
 
  private:

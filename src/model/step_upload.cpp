@@ -10,8 +10,7 @@ namespace pipeinfer::model {
 
 namespace {
 
-constexpr size_t kAlignment = 16;
-constexpr int kTables = 8;             // of a step, see LlamaStage
+constexpr size_t kMostPadding = 10 * 16;  // of a step's tables, see LlamaStage
 constexpr double kRingTimeoutS = 600;  // peers are watched elsewhere: this only keeps a bug from being silent
 
 }  // namespace
@@ -20,7 +19,7 @@ size_t table_bytes(const StageOptions& options) {
   const size_t slots = options.slots, tokens = options.max_tokens;
   const size_t grants = std::min<size_t>(options.blocks, slots * options.max_blocks());
   return slots * sizeof(kernels::SlotEntry) + grants * sizeof(kernels::BlockEntry) +
-         6 * tokens * sizeof(int32_t) + kTables * kAlignment;
+         (6 * tokens + 2 * options.max_graph_rows()) * sizeof(int32_t) + kMostPadding;
 }
 
 StepUpload::StepUpload(const StageOptions& options, Device device, void* device_memory)
@@ -41,7 +40,7 @@ void StepUpload::begin() {
 
 const void* StepUpload::put(const void* values, size_t bytes) {
   const size_t begin = used_;
-  used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  used_ += padded(bytes);
   PI_CHECK(used_ <= capacity_, "a step's tables need ", used_, " bytes, ", capacity_, " were planned");
   if (bytes) std::memcpy(ring_[turn_].as<char>() + begin, values, bytes);
   return device_ + begin;

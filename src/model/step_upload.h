@@ -34,6 +34,13 @@ class StepUpload {
     return put(std::span<const T>(values));
   }
 
+  /// Where the first table of any step will be on the device; the next one is padded(its bytes) behind it.
+  template <typename T>
+  const T* first() const {
+    return reinterpret_cast<const T*>(device_);
+  }
+  static size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
+
   /// Enqueues the copy of what was put since `begin`.
   void send(Stream& stream);
 

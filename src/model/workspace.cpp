@@ -21,11 +21,12 @@ Workspace make_workspace(const ModelConfig& config, const StageOptions& options,
   space.delta = arena.take(row * config.hidden_size);
   space.inv_freq = arena.take<float>(sizeof(float) * config.head_dim / 2);
 
-  const size_t slots = options.slots;
+  const size_t slots = options.slots + 1;
   space.block_table = arena.take<int32_t>(sizeof(int32_t) * slots * options.max_blocks());
   space.slots.sampling = arena.take<SamplingParams>(sizeof(SamplingParams) * slots);
   space.slots.prompt_tokens = arena.take<int32_t>(sizeof(int32_t) * slots);
   space.slots.last_token = arena.take<int32_t>(sizeof(int32_t) * slots);
+  space.from_slot = arena.take<int32_t>(sizeof(int32_t) * options.max_graph_rows());
   space.tables = arena.take(table_bytes(options));
   if (last) {
     space.slots.seen_words = (config.vocab_size + 31) / 32;

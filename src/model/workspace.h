@@ -11,7 +11,7 @@ namespace pipeinfer::model {
 
 /// All in the stage's dtype unless typed otherwise. T = max_tokens.
 struct Workspace {
-  void* x = nullptr;         // [T, hidden]: the residual stream of the last stage
+  void* x = nullptr;         // [T, hidden]: the residual stream of the last stage and of graphs
   void* normed = nullptr;    // [T, hidden]
   void* qkv = nullptr;       // [T, q + 2 kv]
   void* attended = nullptr;  // [T, q]
@@ -20,9 +20,11 @@ struct Workspace {
   void* delta = nullptr;     // [T, hidden]: what attention or MLP adds to x
   float* logits = nullptr;   // [kHeadRows, vocab]; last stage only
 
+  // Per slot, and for the null slot behind them, which padded rows use: its blocks are the null block.
   kernels::SlotTable slots;        // `seen` on the last stage only
-  int32_t* block_table = nullptr;  // [slots, max_blocks]
+  int32_t* block_table = nullptr;  // [slots + 1, max_blocks]
   float* inv_freq = nullptr;       // [head_dim / 2]
+  int32_t* from_slot = nullptr;    // [max_graph_rows()]: kFromSlot, the tokens of decode rows
   void* tables = nullptr;          // a step's tables, see step_upload.h
 };
 

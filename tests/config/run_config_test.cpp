@@ -36,7 +36,7 @@ TEST(RunConfig, TableIsTheSchema) {
       {"outputs", {"output_dir", "write_per_rank", "resume", "overwrite", "trace"}},
       {"runtime",
        {"device", "transport", "threads", "kv_cache_fraction", "kv_blocks", "block_size", "prefill_chunk",
-        "cuda_graphs", "timeout_s", "grace_s"}},
+        "cuda_graphs", "reference_kernels", "timeout_s", "grace_s"}},
   };
   std::map<std::string, std::set<std::string>> table;
   std::set<std::string> flags;

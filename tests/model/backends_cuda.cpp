@@ -6,7 +6,9 @@ std::vector<Backend> backends() {
   const Device gpu{DeviceKind::cuda, 0};
   return {{"cuda_fp32", gpu, DType::fp32, 1e-5},
           {"cuda_fp16", gpu, DType::fp16, 2e-2},
-          {"cuda_bf16", gpu, DType::bf16, 0.1}};
+          {"cuda_bf16", gpu, DType::bf16, 0.1},
+          {"cuda_fp32_reference", gpu, DType::fp32, 1e-5, true},
+          {"cuda_fp16_reference", gpu, DType::fp16, 2e-2, true}};
 }
 
 }  // namespace pipeinfer::test

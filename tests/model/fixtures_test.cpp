@@ -78,8 +78,7 @@ TEST_P(FixtureTest, LogitsAndTokensEqualTransformers) {
   options.context = config.context();
   options.blocks = options.slots * options.max_blocks();
   options.max_tokens = 100;
-  Chain chain(config, Checkpoint(folder.path()), {config.n_layers / 2, config.n_layers}, options,
-              backend.device);
+  Chain chain(config, Checkpoint(folder.path()), {config.n_layers / 2, config.n_layers}, options, backend);
   Planner planner(options, 1);
 
   const auto is_done = [](const Reference& r) {

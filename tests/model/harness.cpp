@@ -6,18 +6,24 @@
 namespace pipeinfer::test {
 
 Chain::Chain(const ModelConfig& config, const Checkpoint& checkpoint, const std::vector<int>& ends,
-             StageOptions options, Device device)
+             StageOptions options, const Backend& backend)
     : config_(config),
       options_(options),
-      stream_(device),
-      sampled_(device, options.max_tokens * sizeof(int32_t), "sampled"),
-      top_(device, options.max_tokens * kTopLogits * sizeof(TopLogit), "top") {
+      stream_(backend.device),
+      sampled_(backend.device, options.max_tokens * sizeof(int32_t), "sampled"),
+      top_(backend.device, options.max_tokens * kTopLogits * sizeof(TopLogit), "top") {
   options.last_layer = 0;
+  options.cuda_graphs = !backend.reference;
+  options.reference_kernels = backend.reference;
   for (int end : ends) {
     options.first_layer = options.last_layer;
     options.last_layer = end;
-    stages_.push_back(std::make_unique<LlamaStage>(config, options, checkpoint, device));
-    hidden_.emplace_back(device, options.max_tokens * stages_.back()->hidden_bytes(), "hidden states");
+    stages_.push_back(std::make_unique<LlamaStage>(config, options, checkpoint, backend.device));
+    const std::string graphs = stages_.back()->warm_up();
+    if (backend.device.is_cuda() && !backend.reference)
+      PI_CHECK(!graphs.starts_with("no CUDA graphs"), graphs);
+    hidden_.emplace_back(backend.device, options.max_tokens * stages_.back()->hidden_bytes(),
+                         "hidden states");
   }
   stages_.back()->on_logits([this](const StepPlan&, int first, int n, const float* logits, Stream& stream) {
     PI_CHECK(first == static_cast<int>(output_.logits.size()), "samples out of order");

@@ -20,6 +20,7 @@ struct Backend {
   Device device;
   DType dtype = DType::fp32;
   double tolerance = 1e-5;  ///< of logits, relative to the largest
+  bool reference = false;   ///< neither fused kernels nor CUDA graphs
 };
 std::vector<Backend> backends();
 inline void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name; }
@@ -35,7 +36,7 @@ class Chain {
  public:
   /// `ends` are the last layers (exclusive) of the stages. `options` says the rest.
   Chain(const ModelConfig& config, const Checkpoint& checkpoint, const std::vector<int>& ends,
-        StageOptions options, Device device);
+        StageOptions options, const Backend& backend);
 
   /// Runs a step through all stages, and hands the sampled tokens back to the first.
   StepOutput run(const StepPlan& plan);

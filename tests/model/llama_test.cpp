@@ -21,7 +21,7 @@ void PrintTo(const Feature& feature, std::ostream* out) { *out << feature.name; 
 ModelConfig small_config() {
   ModelConfig config;
   config.hidden_size = 48;
-  config.intermediate_size = 52;
+  config.intermediate_size = 56;
   config.n_layers = 3;
   config.n_heads = 4;
   config.n_kv_heads = 4;
@@ -49,6 +49,7 @@ std::vector<Feature> features() {
     config.n_kv_heads = 1;
     config.head_dim = 32;
   });
+  add("odd_intermediate_size", [](ModelConfig& config) { config.intermediate_size = 52; });  // not fused
   add("tied", [](ModelConfig& config) { config.tie_word_embeddings = true; });
   add("biases", [](ModelConfig& config) { config.attention_bias = config.mlp_bias = true; });
   add("rope_theta_and_eps", [](ModelConfig& config) {
@@ -160,7 +161,7 @@ TEST_P(LlamaTest, EqualsReference) {
   const TestFolder folder;
   write_checkpoint(model, folder.path());
   const StageOptions options = options_for(model.config, backend.dtype);
-  Chain chain(model.config, Checkpoint(folder.path()), {3}, options, backend.device);
+  Chain chain(model.config, Checkpoint(folder.path()), {3}, options, backend);
   const Served served = serve(chain, model.config, options, 8);
 
   for (size_t i = 0; i < served.sequences.size(); ++i) {
@@ -182,11 +183,11 @@ TEST_P(LlamaTest, SplitEqualsWhole) {
   write_checkpoint(model, folder.path());
   const Checkpoint checkpoint(folder.path());
   const StageOptions options = options_for(model.config, backend.dtype);
-  Chain whole(model.config, checkpoint, {3}, options, backend.device);
+  Chain whole(model.config, checkpoint, {3}, options, backend);
   const Served expected = serve(whole, model.config, options, 6);
 
   for (const std::vector<int>& ends : {std::vector<int>{1, 3}, {2, 3}, {1, 2, 3}}) {
-    Chain chain(model.config, checkpoint, ends, options, backend.device);
+    Chain chain(model.config, checkpoint, ends, options, backend);
     const Served served = serve(chain, model.config, options, 6);
     for (size_t i = 0; i < served.sequences.size(); ++i)
       EXPECT_EQ(served.sequences[i].tokens, expected.sequences[i].tokens);

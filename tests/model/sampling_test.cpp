@@ -38,7 +38,7 @@ class SlotTest : public testing::TestWithParam<Backend> {
   }
 
   Chain chain(const std::vector<int>& ends) {
-    return Chain(model_.config, Checkpoint(folder_.path()), ends, options_, GetParam().device);
+    return Chain(model_.config, Checkpoint(folder_.path()), ends, options_, GetParam());
   }
 
   // Prefills `prompt` in slot 0, and returns the n tokens that follow.

@@ -52,7 +52,8 @@ class LinksGuard {
 /// How one rank loaded its weights.
 struct LoadFigures {
   double seconds = 0;
-  uint64_t bytes = 0;  ///< read from files
+  uint64_t bytes = 0;    ///< read from files
+  double warm_up_s = 0;  ///< first runs of the kernels, capture of CUDA graphs
 };
 
 class Engine {

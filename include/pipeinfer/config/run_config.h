@@ -59,8 +59,9 @@ struct RunConfig {
   double kv_cache_fraction = 0.9;
   int64_t kv_blocks = 0;  ///< usable by sequences, a stage; 0: the memory's share
   int64_t block_size = 16;
-  int64_t prefill_chunk = 512;
+  int64_t prefill_chunk = 0;  // 0: auto
   bool cuda_graphs = true;
+  bool reference_kernels = false;
   double timeout_s = 60;
   double grace_s = 15;
 

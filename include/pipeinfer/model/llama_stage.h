@@ -28,6 +28,11 @@ class LlamaStage final : public Stage {
   LlamaStage(const ModelConfig& config, const StageOptions& options, RandomWeights weights, Device device);
   ~LlamaStage() override;
 
+  /// On a GPU, captures decode steps as CUDA graphs, one a number of rows, after a run of each: from then on `run`
+  /// replays them for its decode rows. From the thread that will call `run`, before it does. Returns what was made, or
+  /// why there are no graphs ("no CUDA graphs: ...") and all is enqueued kernel by kernel.
+  std::string warm_up();
+
   int64_t hidden_bytes() const override;
 
   /// All calls of `run` and `take_tokens` must name the same stream. On a GPU nothing is allocated, and the host
