@@ -47,6 +47,19 @@ void paged_attention(void* out, const void* qkv, const KvLayer& cache, const Tok
     ops(stream).paged_attention(out, qkv, cache, tokens, n_heads, scale, dtype, stream);
 }
 
+void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
+                      int n_heads, float scale, void* workspace, DType dtype, Stream& stream) {
+  check_cache(cache, n_heads);
+  PI_CHECK(tokens.n_single >= 0 && tokens.n_single <= tokens.n_tokens, tokens.n_single, " of ",
+           tokens.n_tokens);
+  if (tokens.n_single > 0)
+    ops(stream).decode_attention(out, qkv, cache, tokens, rope, n_heads, scale, workspace, dtype, stream);
+}
+
+size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device) {
+  return device.is_cuda() ? cuda_ops().decode_workspace_bytes(n_heads, n_kv_heads, head_dim, device) : 0;
+}
+
 void silu_mul(void* out, const void* gate_up, int n_tokens, int intermediate, DType dtype, Stream& stream) {
   if (n_tokens > 0) ops(stream).silu_mul(out, gate_up, n_tokens, intermediate, dtype, stream);
 }

@@ -98,6 +98,51 @@ class Attention : public KernelTest {
     return values;
   }
 
+  /// Fills the positions that some token of the step may see, `own` ones of its own included or (0) not; the rest of
+  /// the cache becomes NaN. Of neighbours of one slot the last counts.
+  void fill(const Step& step, int own) {
+    std::vector<float> filled(shape_.cache_elements(), NAN);
+    for (int t = 0; t < step.size(); ++t) {
+      if (t + 1 < step.size() && step.slot[t + 1] == step.slot[t]) continue;
+      for (int p = 0; p < step.position[t] + own; ++p) {
+        for (int kv : {0, 1}) {
+          for (int h = 0; h < shape_.n_kv_heads; ++h) {
+            const std::vector<float> values = normal(shape_.head_dim);
+            std::copy(values.begin(), values.end(), filled.begin() + at(step.slot[t], p, kv, h));
+          }
+        }
+      }
+    }
+    cache_->write(filled, stream_);
+  }
+
+  /// The reference: attention of a step's `rows` of qkv, in double.
+  std::vector<double> softmax(const Step& step, const std::vector<float>& rows,
+                              const std::vector<float>& cache, float scale) const {
+    const int d = shape_.head_dim, group = shape_.n_heads / shape_.n_kv_heads;
+    std::vector<double> out;
+    for (int t = 0; t < step.size(); ++t) {
+      const int slot = step.slot[t], context = step.position[t] + 1;
+      for (int h = 0; h < shape_.n_heads; ++h) {
+        const float* q = rows.data() + size_t(t) * shape_.row() + h * d;
+        std::vector<double> p(context), sum(d);
+        for (int j = 0; j < context; ++j) {
+          const float* k = cache.data() + at(slot, j, 0, h / group);
+          p[j] = scale * std::inner_product(q, q + d, k, 0.0);
+        }
+        const double max = *std::max_element(p.begin(), p.end());
+        double total = 0;
+        for (double& x : p) total += x = std::exp(x - max);
+        for (int j = 0; j < context; ++j) {
+          const float* v = cache.data() + at(slot, j, 1, h / group);
+          for (int i = 0; i < d; ++i) sum[i] += p[j] / total * v[i];
+        }
+        out.insert(out.end(), sum.begin(), sum.end());
+      }
+    }
+    return out;
+  }
+
   /// Decode rows first, then chunks, one of them longer than any tile; every slot at most once.
   Step mixed_step() {
     Step step;
@@ -124,6 +169,8 @@ const Shape kShapes[] = {
     {.head_dim = 100, .n_heads = 6, .n_kv_heads = 2, .block_size = 128},
     {.head_dim = 104, .n_heads = 2, .n_kv_heads = 1, .block_size = 64},
     {.head_dim = 128, .n_heads = 8, .n_kv_heads = 1, .block_size = 16},
+    {.head_dim = 72, .n_heads = 5, .n_kv_heads = 1, .block_size = 24},
+    {.head_dim = 100, .n_heads = 10, .n_kv_heads = 1, .block_size = 8},
     {.head_dim = 66, .n_heads = 2, .n_kv_heads = 2, .block_size = 8},
     {.head_dim = 256, .n_heads = 2, .n_kv_heads = 1, .block_size = 32},
     {.head_dim = 4, .n_heads = 1, .n_kv_heads = 1, .block_size = 8},
@@ -202,23 +249,10 @@ TEST_F(Attention, EqualsTheSoftmaxInDouble) {
     for (DType dtype : kDTypes) {
       shape.dtype = dtype;
       start(shape);
-      const int d = shape.head_dim, group = shape.n_heads / shape.n_kv_heads;
+      const int d = shape.head_dim;
       const Step step = mixed_step();
       const float scale = 1 / std::sqrt(static_cast<float>(d));
-      // Only positions that some token of the step may see are filled: the rest of the cache stays NaN.
-      std::vector<float> filled(shape.cache_elements(), NAN);
-      for (int t = 0; t < step.size(); ++t) {
-        const bool last = t + 1 == step.size() || step.slot[t + 1] != step.slot[t];
-        for (int p = 0; last && p <= step.position[t]; ++p) {
-          for (int kv : {0, 1}) {
-            for (int h = 0; h < shape.n_kv_heads; ++h) {
-              const std::vector<float> values = normal(d);
-              std::copy(values.begin(), values.end(), filled.begin() + at(step.slot[t], p, kv, h));
-            }
-          }
-        }
-      }
-      cache_->write(filled, stream_);
+      fill(step, 1);
       const std::vector<float> cache = cache_->read(stream_);
       const Tensor qkv = random(dtype, size_t(step.size()) * shape.row(), 2);
       const std::vector<float> rows = qkv.read(stream_);
@@ -227,27 +261,85 @@ TEST_F(Attention, EqualsTheSoftmaxInDouble) {
         paged_attention(out.data(), qkv.data(), layer(), tokens, shape.n_heads, scale, dtype, stream_);
       });
 
-      std::vector<double> expected;
-      for (int t = 0; t < step.size(); ++t) {
-        const int slot = step.slot[t], context = step.position[t] + 1;
-        for (int h = 0; h < shape.n_heads; ++h) {
-          const float* q = rows.data() + size_t(t) * shape.row() + h * d;
-          std::vector<double> p(context), sum(d);
-          for (int j = 0; j < context; ++j) {
-            const float* k = cache.data() + at(slot, j, 0, h / group);
-            p[j] = scale * std::inner_product(q, q + d, k, 0.0);
-          }
-          const double max = *std::max_element(p.begin(), p.end());
-          double total = 0;
-          for (double& x : p) total += x = std::exp(x - max);
-          for (int j = 0; j < context; ++j) {
-            const float* v = cache.data() + at(slot, j, 1, h / group);
-            for (int i = 0; i < d; ++i) sum[i] += p[j] / total * v[i];
-          }
-          expected.insert(expected.end(), sum.begin(), sum.end());
+      expect_near(out.read(stream_), softmax(step, rows, cache, scale), tolerance(dtype), shape.text());
+    }
+  }
+}
+
+/// Three steps in a row, each a token further, with one workspace: as rope_and_cache, and attention in double over what
+/// that left in the cache. Rows behind n_single are not touched.
+TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
+  int case_number = 0;
+  for (Shape shape : kShapes) {
+    for (DType dtype : kDTypes) {
+      ++case_number;
+      shape.dtype = dtype;
+      const bool many = case_number % 3 == 0;
+      shape.context = many ? 60 : 1100;
+      shape.slots = many ? 75 : 8;
+      start(shape);
+      const int d = shape.head_dim, n = shape.slots - 2, null_slot = n, other_slot = n + 1, padding = 2;
+      const float scale = 1 / std::sqrt(static_cast<float>(d));
+      const Array<float> frequencies(inv_freq(), stream_);
+      Rope rope;
+      rope.inv_freq = frequencies.data();
+      rope.dynamic = case_number % 4 == 0;
+      rope.max_position = 128;
+      rope.factor = 2;
+      DeviceBuffer workspace(kDevice, decode_workspace_bytes(shape.n_heads, shape.n_kv_heads, d, kDevice) + 1,
+                             "workspace");
+      fill_async(workspace.data(), 0, workspace.bytes(), stream_);
+
+      Step step;  // contexts on both sides of the kernel's tiles and splits
+      for (int slot = 0; slot < n; ++slot) step.row(slot, integer(0, shape.context - 4), 1);
+      step.position[0] = 0;
+      step.position[1] = 8 * integer(1, shape.context / 8 - 1) - 2;
+      if (!many) step.position[2] = 256 * integer(1, 4) - 2;
+      for (int i = 0; i < padding; ++i) step.row(null_slot, 0, 1);
+      step.row(other_slot, 3, 2);  // not to be touched
+      step.n_single = n + padding;
+      fill(step, 0);
+      for (int round = 0; round < 3; ++round) {
+        const std::vector<float> before = cache_->read(stream_);
+        const std::vector<float> values = normal(size_t(step.size()) * shape.row());
+        Tensor rotated(dtype, values, stream_), qkv(dtype, values, stream_);
+        Tensor out(dtype, size_t(step.size()) * shape.n_heads * d, stream_);
+        with_tokens(step, [&](TokenTable tokens) {
+          tokens.max_context = shape.context;
+          TokenTable single = tokens;
+          single.n_tokens = tokens.n_single;
+          rope_and_cache(rotated.data(), layer(), single, rope, shape.n_heads, dtype, stream_);
+        });
+        const std::vector<float> expected_cache = cache_->read(stream_);
+        cache_->write(before, stream_);
+        with_tokens(step, [&](TokenTable tokens) {
+          tokens.max_context = shape.context;
+          decode_attention(out.data(), qkv.data(), layer(), tokens, rope, shape.n_heads, scale,
+                           workspace.data(), dtype, stream_);
+        });
+
+        const std::vector<float> cache = cache_->read(stream_);
+        const size_t null_block = table_[null_slot * shape.max_blocks()];
+        const size_t block = cache.size() / shape.blocks();
+        for (size_t i = 0; i < cache.size(); ++i) {
+          if (i / block == null_block) continue;  // written by several rows
+          ASSERT_TRUE(std::abs(cache[i] - expected_cache[i]) <=
+                          2 * tolerance(dtype) * std::max(1.f, std::abs(expected_cache[i])) ||
+                      (std::isnan(cache[i]) && std::isnan(expected_cache[i])))
+              << shape.text() << ": cache element " << i << " is " << cache[i] << ", expected "
+              << expected_cache[i];
         }
+        const std::vector<float> got = out.read(stream_);
+        const size_t width = size_t(shape.n_heads) * d, served = n * width;
+        Step real = step;
+        real.slot.resize(n);
+        real.position.resize(n);
+        // Within what a rounding of the rotated q and k that goes the other way makes of a score
+        expect_near({got.begin(), got.begin() + served}, softmax(real, rotated.read(stream_), cache, scale),
+                    2 * tolerance(dtype), shape.text());
+        for (size_t i = step.n_single * width; i < got.size(); ++i) ASSERT_TRUE(std::isnan(got[i])) << i;
+        for (int t = 0; t < n; ++t) ++step.position[t];
       }
-      expect_near(out.read(stream_), expected, tolerance(dtype), shape.text());
     }
   }
 }

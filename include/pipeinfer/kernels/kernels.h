@@ -63,6 +63,7 @@ struct TokenTable {
   int max_context = 0;  // host-side upper bound of position + 1 in this step
   int n_single = 0;  // leading tokens that are alone in their row: a GPU runs them by a kernel of their own,
                      //   the rest in tiles of neighbours; 0 is right too, but slow
+  bool reference = false;  // a GPU runs the plain kernels, to compare with
 };
 
 /// Rotates q in place inside qkv, and writes rotated k and v to the cache at each token's position.
@@ -77,6 +78,20 @@ void paged_attention(void* out,        // [n_tokens, n_heads * head_dim]
                      const void* qkv,  // as left by rope_and_cache
                      const KvLayer& cache, const TokenTable& tokens, int n_heads, float scale, DType dtype,
                      Stream& stream);
+
+/// rope_and_cache and paged_attention of the first n_single tokens, in one kernel where the GPU can. No two of them are
+/// of one slot, but for padding (a slot and block whose contents nobody reads). What qkv holds afterwards is unspecified.
+/// The launch depends on n_single and max_context alone: a graph may hold it while max_context bounds every replay. On a
+/// GPU, `tokens` and the cache's earlier positions are read before the kernel before this one is complete, so that
+/// whoever wrote them must be complete when the step's first kernel starts (launched plainly: see launch.cuh).
+void decode_attention(void* out,  // [n_tokens, n_heads * head_dim]
+                      void* qkv,  // as for rope_and_cache
+                      const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads,
+                      float scale,
+                      void* workspace,  // decode_workspace_bytes, zeroed once; used by one stream at a time
+                      DType dtype, Stream& stream);
+/// 0 on the CPU.
+size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device);
 
 /// out = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 void silu_mul(void* out,            // [n_tokens, intermediate]

@@ -118,4 +118,14 @@ void paged_attention(void* out, const void* qkv, const KvLayer& cache, const Tok
   });
 }
 
+void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
+                      int n_heads, float scale, void*, DType dtype, Stream& stream) {
+  TokenTable single = tokens;
+  single.n_tokens = tokens.n_single;
+  cpu::rope_and_cache(qkv, cache, single, rope, n_heads, dtype, stream);
+  cpu::paged_attention(out, qkv, cache, single, n_heads, scale, dtype, stream);
+}
+
+size_t decode_workspace_bytes(int, int, int, Device) { return 0; }
+
 }  // namespace pipeinfer::kernels::cpu

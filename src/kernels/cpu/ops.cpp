@@ -9,6 +9,8 @@ const Ops& cpu_ops() {
       .add = cpu::add,
       .rope_and_cache = cpu::rope_and_cache,
       .paged_attention = cpu::paged_attention,
+      .decode_attention = cpu::decode_attention,
+      .decode_workspace_bytes = cpu::decode_workspace_bytes,
       .silu_mul = cpu::silu_mul,
       .linear_cuda = nullptr,  // both are refused by name before they get here
       .fused_linear = nullptr,

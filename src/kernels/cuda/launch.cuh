@@ -28,13 +28,20 @@ __device__ inline void let_next_start() {
 #endif
 }
 
+/// The architecture (10 x major + minor) that the kernel's code was written for: what __CUDA_ARCH__ was, over 10. Code of
+/// an older one may run here, and lacks the newer instructions wherever it runs.
+template <typename... P>
+int code_version(void (*kernel)(P...)) {
+  cudaFuncAttributes code{};
+  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  return code.ptxVersion;
+}
+
 /// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through
 /// wait_for_previous() where the running code has that (sm_90 and newer).
 template <typename... P, typename... A>
 void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Stream& stream,
                       A&&... args) {
-  cudaFuncAttributes code{};
-  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -44,8 +51,7 @@ void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared
   config.dynamicSmemBytes = shared;
   config.stream = native(stream);
   config.attrs = &overlap;
-  config.numAttrs =
-      code.ptxVersion >= 90 ? 1 : 0;  // of the source: code for sm_80 does not wait, wherever it runs
+  config.numAttrs = code_version(kernel) >= 90 ? 1 : 0;  // code for sm_80 does not wait, wherever it runs
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
   const char* name = "a kernel";
   if (status != cudaSuccess) cudaFuncGetName(&name, kernel);

@@ -34,6 +34,24 @@ __device__ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const 
 #endif
 }
 
+/// c += a * b with a [16, 8] (columns 2t and 2t + 1 of rows g, g + 8) and b [8, 8] (rows 2t and 2t + 1 of column g).
+template <typename T>
+__device__ inline void mma_16x8x8(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+  }
+#endif
+}
+
 /// The same with only the first 8 rows of a and c: the others are 0.
 template <typename T>
 __device__ inline void mma_8x8x16(float (&c)[2], const uint32_t (&a)[2], const uint32_t (&b)[2]) {
@@ -83,6 +101,15 @@ __device__ inline void copy_to_shared(void* to, const void* from, bool read = tr
                  "n"(bytes), "r"(size)
                  : "memory");
   }
+#endif
+}
+
+/// Starts a copy of the first `bytes` (0 to 16) of 16, both aligned to 16; zeros for the rest, which is not read.
+__device__ inline void copy_part_to_shared(void* to, const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes)
+               : "memory");
 #endif
 }
 

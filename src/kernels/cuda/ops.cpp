@@ -9,6 +9,8 @@ const Ops& cuda_ops() {
       .add = cuda::add,
       .rope_and_cache = cuda::rope_and_cache,
       .paged_attention = cuda::paged_attention,
+      .decode_attention = cuda::decode_attention,
+      .decode_workspace_bytes = cuda::decode_workspace_bytes,
       .silu_mul = cuda::silu_mul,
       .linear_cuda = cuda::linear_cuda,
       .fused_linear = cuda::fused_linear,
