@@ -1,7 +1,8 @@
 #include "mpi_job.h"
 
-#include <unistd.h>
+#include <signal.h>
 
+#include <cerrno>
 #include <climits>
 #include <cstring>
 
@@ -36,7 +37,12 @@ class MpiControl : public Control {
   void wake() override { inbox_.wake(); }
   bool flushed() const override { return *unsent_ == 0; }
   void show_life(Phase phase, uint64_t progress) override { mpi_.show_life(phase, progress); }
-  PeerLife life(int peer) const override { return mpi_.lives().at(peer); }
+  PeerLife life(int peer) const override {
+    PeerLife life = mpi_.lives().at(peer);
+    const pid_t pid = mpi_.place().pids[peer];
+    life.gone = pid != 0 && kill(pid, 0) != 0 && errno == ESRCH;
+    return life;
+  }
 
  private:
   MpiThread& mpi_;

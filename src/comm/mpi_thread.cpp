@@ -1,11 +1,15 @@
 #include "mpi_thread.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 
+#include "launcher_abort.h"
+#include "pipeinfer/base/clock.h"
 #include "pipeinfer/base/error.h"
 #include "pipeinfer/base/text.h"
 
@@ -17,7 +21,28 @@ std::chrono::duration<double> seconds(double s) { return std::chrono::duration<d
 [[noreturn]] void end_process(const std::string& message) {
   std::fprintf(stderr, "pipeinfer: %s\n", message.c_str());
   std::fflush(stderr);
-  _exit(1);
+  launcher_abort(1);
+}
+
+/// What a rank tells the others of its process.
+struct Identity {
+  char host[MPI_MAX_PROCESSOR_NAME] = {};
+  char space[128] = {};  ///< equal: the same host and PID namespace, so that `pid` means the same process
+  pid_t pid = 0;
+};
+
+Identity own_identity() {
+  Identity own;
+  int length = 0;
+  MPI_Get_processor_name(own.host, &length);
+  own.pid = getpid();
+  std::string boot;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
+  struct stat pids = {};
+  if (stat("/proc/self/ns/pid", &pids) != 0 || boot.empty()) return own;
+  std::snprintf(own.space, sizeof own.space, "%s %llu", boot.c_str(),
+                static_cast<unsigned long long>(pids.st_ino));
+  return own;
 }
 
 }  // namespace
@@ -62,12 +87,17 @@ void MpiThread::finalize(double timeout_s) {
   std::unique_lock lock(mutex_);
   leave_ordered_ = new_orders_ = true;
   ordered_.notify_one();
-  const bool answered =
-      changed_.wait_for(lock, seconds(timeout_s), [&] { return ended_ || !failure_.empty(); });
-  if (!failure_.empty()) runtime_failure(failure_);
-  if (!answered) {
-    runtime_failure(cat("MPI_Finalize did not finish within ", timeout_s, " s: some rank does not leave"));
+  // Rank 0 hears all others: it has the first word. Time in which this process was stopped is nobody's fault.
+  double end_s = now_s() + timeout_s + (place_.rank == 0 ? 0.5 : 3);
+  for (double looked_s = now_s();
+       !changed_.wait_for(lock, seconds(0.05), [&] { return ended_ || !failure_.empty(); });) {
+    const double now = now_s();
+    if (now - looked_s > timeout_s / 4) end_s += now - looked_s;
+    looked_s = now;
+    if (now > end_s)
+      runtime_failure(cat("MPI_Finalize did not finish within ", timeout_s, " s: ", missing()));
   }
+  if (!failure_.empty()) runtime_failure(failure_);
   lock.unlock();
   thread_.join();
 }
@@ -78,10 +108,21 @@ void MpiThread::abort(int exit_code) noexcept {
     abort_ordered_ = exit_code;
     new_orders_ = true;
     ordered_.notify_one();
-    if (!ended_) changed_.wait_for(lock, seconds(5), [] { return false; });  // MPI_Abort ends the process
+    if (ended_) _exit(exit_code);
+    changed_.wait_for(lock, seconds(2), [] { return false; });  // MPI_Abort ends the process
   } catch (...) {
   }
-  _exit(exit_code);
+  launcher_abort(exit_code);  // the MPI thread hangs in a call
+}
+
+// Who is not there, as far as this rank can tell. Signs of life go on until every rank wants to leave.
+std::string MpiThread::missing() const {
+  for (int peer = 0; leaving_ <= Leaving::wait_for_all && peer < place_.size; peer++) {
+    const bool heard = (place_.rank == 0) != (peer == 0);
+    if (heard && lives_->at(peer).silent_s > timeout_s_)
+      return cat("rank ", peer, " (", place_.hosts[peer], ") is lost");
+  }
+  return "some rank does not leave";
 }
 
 void MpiThread::main() {
@@ -129,20 +170,25 @@ void MpiThread::start() {
   MPI_Comm_size(host, &place_.local_size);
   check(MPI_Comm_free(&host), "MPI_Comm_free", -1);
 
-  std::array<char, MPI_MAX_PROCESSOR_NAME> name{};
-  int length = 0;
-  check(MPI_Get_processor_name(name.data(), &length), "MPI_Get_processor_name", -1);
-  std::vector<char> names(name.size() * place_.size);
-  check(
-      MPI_Allgather(name.data(), name.size(), MPI_CHAR, names.data(), name.size(), MPI_CHAR, MPI_COMM_WORLD),
-      "MPI_Allgather", -1);
-  for (int rank = 0; rank < place_.size; rank++) place_.hosts.emplace_back(&names[rank * name.size()]);
-
+  find_peers();
   lives_ = std::make_unique<LifeTable>(place_.size, timeout_s_ / 4);
   control_pool_ = std::make_shared<StagingPool>(Device{});
   tensor_pool_ = control_pool_;
   for (int peer = 0; peer < place_.size; peer++)
     life_unsent_.push_back(std::make_shared<std::atomic<int>>(0));
+}
+
+void MpiThread::find_peers() {
+  const Identity own = own_identity();
+  std::vector<Identity> all(place_.size);
+  check(MPI_Allgather(&own, sizeof own, MPI_BYTE, all.data(), sizeof own, MPI_BYTE, MPI_COMM_WORLD),
+        "MPI_Allgather", -1);
+  for (const Identity& peer : all) {
+    const bool visible = own.space[0] != 0 && std::string_view(peer.host) == own.host &&
+                         std::string_view(peer.space) == own.space;
+    place_.hosts.emplace_back(peer.host);
+    place_.pids.push_back(visible ? peer.pid : 0);
+  }
 }
 
 void MpiThread::check(int code, const char* call, int peer) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <mpi.h>
+#include <sys/types.h>
 
 #include <array>
 #include <atomic>
@@ -41,6 +42,7 @@ class MpiThread {
   struct Place {
     int rank = 0, size = 1, local_rank = 0, local_size = 1;
     std::vector<std::string> hosts;
+    std::vector<pid_t> pids;  ///< by rank; 0 where this rank cannot see the process
   };
   /// Called on the MPI thread.
   struct Handlers {
@@ -81,6 +83,7 @@ class MpiThread {
 
   void main();
   void start();
+  void find_peers();
   void loop();
   void take_orders();
   bool send_waiting();
@@ -91,6 +94,7 @@ class MpiThread {
   bool deliver_arrivals();
   void show_life_to_peers();
   void leave();
+  std::string missing() const;
   void rest(bool busy);
   void check(int code, const char* call, int peer) const;
   static Queue queue_of(const Parcel& parcel);
@@ -122,7 +126,7 @@ class MpiThread {
   std::vector<std::shared_ptr<std::atomic<int>>> life_unsent_;  // by peer
   double next_life_s_ = 0, last_busy_s_ = 0;
   bool leave_asked_ = false;
-  Leaving leaving_ = Leaving::no;
+  std::atomic<Leaving> leaving_{Leaving::no};
   MPI_Request barrier_ = MPI_REQUEST_NULL;
 
   std::thread thread_;

@@ -66,6 +66,7 @@ bool Coordinator::plan_lanes() {
     if (!plan) continue;
     next_lane_ = (lane + 1) % n_lanes_;
     planned_s_[plan->step] = now_s();
+    rank_.watchdog.planned(plan->step, plan->lane);
     rank_.watchdog.outstanding(planned_s_.size(), 0);
     if (rank_.job.size() > 1) {
       const auto bytes = plan->serialize();
@@ -86,7 +87,9 @@ void serve_stage(RankContext& rank, StageWorker& worker, const std::function<voi
     bool moved = worker.retire();
     while (auto result = worker.take_result()) control.send(0, Tag::result, result->serialize());
     if (auto message = control.poll(Tag::plan)) {
-      worker.execute(StepPlan::parse(message->bytes));
+      StepPlan plan = StepPlan::parse(message->bytes);
+      rank.watchdog.planned(plan.step, plan.lane);
+      worker.execute(std::move(plan));
       moved = true;
     } else if (auto request = control.poll(Tag::finish)) {  // comes after all plans
       if (answer_report(rank, worker, *request)) return;

@@ -75,7 +75,11 @@ void StageWorker::execute(StepPlan plan) {
                             .hidden_out = flight.hidden_out.data(),
                             .sampled = flight.sampled.as<int32_t>(),
                             .top = flight.plan.want_top ? flight.top.as<TopLogit>() : nullptr};
-  stage_.run(flight.plan, buffers, compute_);
+  {
+    std::optional<Watchdog::Computing> computing;
+    if (!rank_.device.is_cuda()) computing.emplace(rank_.watchdog);
+    stage_.run(flight.plan, buffers, compute_);
+  }
   flight.computed.record(compute_);
   send(flight);
   ++next_;

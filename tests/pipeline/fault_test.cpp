@@ -92,6 +92,38 @@ TEST(Fault, ARankThatShowsLifeButDoesNotGetOnIsStuck) {
   EXPECT_NE(outcome.ranks[0].error.find("is stuck"), std::string::npos) << outcome.ranks[0].error;
 }
 
+TEST(Fault, ALongStepOnACpuIsNotStuck) {
+  for (int slow = 0; slow < 2; ++slow) {
+    JobSetup setup = setup_of(2);
+    setup.requests.resize(4);
+    setup.prepare = [&](int rank, FakeStage& stage, LocalWorld&) {
+      if (rank != slow) return;
+      stage.before_run = [](const StepPlan& plan) {
+        if (plan.step != 20) return;
+        for (const double end_s = now_s() + 2.5; now_s() < end_s;) continue;  // beyond every deadline
+      };
+    };
+    const JobOutcome outcome = run_job(setup);
+    for (const RankOutcome& rank : outcome.ranks) EXPECT_EQ(rank.farewell.code, ExitCode::ok) << rank.error;
+    EXPECT_EQ(outcome.tokens.size(), 4u);
+  }
+}
+
+// A CUDA or MPI call that never returns: the process ends all the same, with the fault's code.
+TEST(FaultDeathTest, ARankThatHangsAfterAFaultEndsByForce) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto hang = [] {
+    LocalWorld world(1);
+    const auto job = world.job(0);
+    Log log(0);
+    const std::atomic<bool> stop{false};
+    Watchdog watchdog(*job, log, stop, 60);
+    watchdog.report(Error(ExitCode::usage, "the planted fault"));
+    std::this_thread::sleep_for(std::chrono::seconds(60));
+  };
+  EXPECT_EXIT(hang(), ::testing::ExitedWithCode(2), "pipeinfer: the planted fault");
+}
+
 TEST(Fault, ASlowRankIsNotTakenForDead) {
   JobSetup setup = setup_of(2);
   setup.requests.resize(4);

@@ -33,8 +33,9 @@ struct Message {
   std::vector<std::byte> bytes;
 };
 
-/// A rank's phase as its peers judge it: only `serving` must show progress.
-enum class Phase : uint8_t { starting, loading, serving, finishing };
+/// A rank's phase as its peers judge it: only `serving` must show progress. `computing` is a part of it: a long step on
+/// a CPU whose clock shows that it gets on.
+enum class Phase : uint8_t { starting, loading, serving, finishing, computing };
 
 /// What is known of a peer from its signs of life.
 struct PeerLife {
@@ -42,6 +43,7 @@ struct PeerLife {
   double no_progress_s = 0;  ///< since its progress counter last changed
   Phase phase = Phase::starting;
   uint64_t progress = 0;  ///< steps it has completed
+  bool gone = false;      ///< its process is seen to have ended (known of ranks on the same host only)
 };
 
 /// Messages between one pair of ranks arrive in the order they were sent. Thread-safe. Nothing here waits: waiting is

@@ -1,13 +1,16 @@
 // The health of the job as one rank sees it: faults, silent peers, stop requests, and the exit code all agree on.
 #pragma once
 
+#include <time.h>
+
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
-#include <vector>
+#include <utility>
 
 #include "pipeinfer/base/error.h"
 #include "pipeinfer/base/log.h"
@@ -18,8 +21,9 @@ namespace pipeinfer {
 /// A thread that watches while the rank works. Rank 0 hears every rank and is the one that speaks to the user: a fault
 /// of rank r goes to rank 0, which prints it once and tells all. A rank that loses rank 0 prints for itself.
 ///
-/// A peer is lost when it was silent for timeout_s; while serving it is stuck when steps are outstanding and none
-/// completed for the greater of timeout_s and 20 of the longest steps so far.
+/// A peer is lost when its process is gone, or it was silent for timeout_s; while serving it is stuck when steps are
+/// outstanding and none completed for the greater of timeout_s and 20 of the longest steps so far, unless it computes.
+/// A rank that has not left some seconds after a fault, whatever hangs, is ended together with the job.
 class Watchdog {
  public:
   /// `stop` becomes true when this process got SIGTERM or SIGUSR1; it and the rest outlive the watchdog.
@@ -31,6 +35,19 @@ class Watchdog {
 
   /// This rank's phase, for its peers.
   void enter(Phase phase);
+
+  /// This rank knows of the next plan: every stage executes all plans in the same order.
+  void planned(uint64_t step, int lane);
+
+  /// While it lives, the thread that made it computes a step on the CPU, without waiting for anybody.
+  class Computing {
+   public:
+    explicit Computing(Watchdog& watchdog);
+    ~Computing();
+
+   private:
+    Watchdog& watchdog_;
+  };
 
   /// This rank's stage has completed a step.
   void step_done(double took_s);
@@ -79,7 +96,11 @@ class Watchdog {
   void tell_all(const Fault& fault);
   void check_lost(int peer);
   void check_stuck();
+  void notice_suspension();
+  void notice_computing();
+  void leave_at_last();
   std::string name(int rank) const;
+  std::string last_seen(uint64_t progress) const;
   static void pause();
 
   Job& job_;
@@ -89,11 +110,17 @@ class Watchdog {
   mutable std::mutex mutex_;
   std::optional<Fault> fault_;  // the first one
   std::function<void()> on_fault_;
-  std::atomic<bool> faulty_{false}, stop_requested_{false}, quit_{false}, told_stop_{false}, leaving_{false};
+  std::atomic<bool> faulty_{false}, stop_requested_{false}, quit_{false}, told_stop_{false}, leaving_{false},
+      rank_0_lost_{false};
   std::atomic<Phase> phase_{Phase::starting};
   std::atomic<uint64_t> done_{0};
   std::atomic<size_t> outstanding_{0};
-  std::atomic<double> longest_step_s_{0}, last_progress_s_;
+  std::atomic<double> longest_step_s_{0}, last_progress_s_, fault_s_{0};
+  std::deque<std::pair<uint64_t, int>> plans_;  // step and lane of the latest ones
+  uint64_t first_plan_ = 0;                     // how many came before those
+  std::optional<clockid_t> compute_clock_;      // of the thread that computes
+  // Of the watching thread alone.
+  double looked_s_, trust_from_s_ = 0, computed_s_ = 0, clock_read_s_ = 0;
   std::thread thread_;
 };
 
