@@ -10,7 +10,9 @@ RunPlan describe_plan(App& app, const Command& command, const ModelConfig& model
   const RankResources own = local_resources(app.job.hosts()[0], open_device(run, app.job));
   const int64_t n = run.pipeline_parallel_size > 0 ? run.pipeline_parallel_size : app.job.size();
   std::vector<RankResources> ranks(n, own);
-  for (int64_t r = 0; r < n; ++r) ranks[r].host = cat("rank ", r);  // each with a device of its own
+  // This job's ranks share a host's memory; others are thought of as having a device each, as GPUs are.
+  const bool job = n == app.job.size() && own.kind == DeviceKind::cpu;
+  for (int64_t r = 0; r < n; ++r) ranks[r].host = job ? app.job.hosts()[r] : cat("rank ", r);
   return plan_run(model, run, ranks);
 }
 

@@ -97,6 +97,12 @@ Inputs read_inputs(Log& log, const Command& command, const ModelConfig& model) {
                   [](const auto& prompt) { return !prompt.rejected() && !prompt.prompt_token_ids; });
   if (needs_text || Tokenizer::exists(run.tokenizer()))
     inputs.tokenizer = std::make_unique<Tokenizer>(run.tokenizer(), model);
+  const bool wants_stop = !run.stop.empty() || std::any_of(inputs.file.prompts.begin(),
+                                                           inputs.file.prompts.end(), [](const auto& prompt) {
+                                                             return prompt.stop && !prompt.stop->empty();
+                                                           });
+  if (wants_stop && !inputs.tokenizer)
+    log.warn(cat(run.tokenizer(), " has no tokenizer.model: there is no text to find stop strings in"));
   return inputs;
 }
 

@@ -46,6 +46,14 @@ std::string reference_line(const Sequence& sequence) {
   return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+// The record of a request that can never fit; nothing where the scheduler takes it.
+std::optional<CompletionRecord> submit_one(Scheduler& scheduler, const Inputs& inputs, Request request) {
+  const PromptRecord* prompt = find_prompt(inputs, request.prompt_index);
+  if (const auto why = scheduler.submit(std::move(request), now_s()))
+    return rejection(*prompt, located(*prompt, *why));
+  return std::nullopt;
+}
+
 // Rank 0's side of the run, from checked inputs on.
 class Server {
  public:
@@ -154,14 +162,8 @@ class Server {
 
   void submit(Scheduler& scheduler) {
     for (Request& request : inputs_.requests) {
-      PromptRecord prompt;  // what a rejection shows
-      prompt.id = request.id;
-      prompt.prompt_index = request.prompt_index;
-      prompt.variant = request.variant;
-      prompt.prompt = request.prompt;
-      if (auto why = scheduler.submit(std::move(request), now_s())) {
-        const PromptRecord* line = find_prompt(inputs_, prompt.prompt_index);
-        reject(rejection(prompt, located(*line, *why)));
+      if (const auto rejected = submit_one(scheduler, inputs_, std::move(request))) {
+        reject(*rejected);
         ++rejected_late_;
       }
     }
@@ -225,6 +227,22 @@ class Server {
   int64_t unfinished_ = 0, rejected_late_ = 0;
 };
 
+// What a run would do, up to the first step.
+ExitCode dry_run(App& app, const Command& command, const ModelConfig& model, Inputs inputs) {
+  begin(app, false);
+  const RunPlan plan = describe_plan(app, command, model);
+  CompletionSink sink(inputs.tokenizer.get(), model.eos_ids, {});
+  Scheduler scheduler(plan.layout.scheduler, sink);
+  for (Request& request : inputs.requests)
+    if (const auto rejected = submit_one(scheduler, inputs, std::move(request)))
+      inputs.rejected.push_back(*rejected);
+  std::fputs(plan_text(model, plan).c_str(), stdout);
+  for (const CompletionRecord& record : inputs.rejected) std::printf("rejected: %s\n", record.error.c_str());
+  std::printf("%s to serve, %zu rejected\n", counted(scheduler.counters().waiting, "prompt").c_str(),
+              inputs.rejected.size());
+  return inputs.earlier.rejected + inputs.rejected.size() > 0 ? ExitCode::rejected : ExitCode::ok;
+}
+
 ExitCode run_root(App& app, const Command& command) {
   const RunConfig& run = command.config;
   if (command.local_debug && app.job.size() > 1)
@@ -250,15 +268,7 @@ ExitCode run_root(App& app, const Command& command) {
   make_requests(command, model, finished, inputs);
   const double preprocess_s = now_s() - begin_s;
   app.log.info("prompts read and tokenized in ", preprocess_s, " s");
-  if (command.dry_run) {
-    begin(app, false);
-    std::fputs(plan_text(model, describe_plan(app, command, model)).c_str(), stdout);
-    for (const CompletionRecord& record : inputs.rejected)
-      std::printf("rejected: %s\n", record.error.c_str());
-    std::printf("%s to serve, %zu rejected\n", counted(inputs.requests.size(), "prompt").c_str(),
-                inputs.rejected.size());
-    return inputs.rejected.empty() ? ExitCode::ok : ExitCode::rejected;
-  }
+  if (command.dry_run) return dry_run(app, command, model, std::move(inputs));
   return Server(app, command, model, std::move(inputs), std::move(manifest), preprocess_s).serve();
 }
 

@@ -171,7 +171,7 @@ class Contract(program.ProgramTest):
         _, records = self.run_demo(self.folder / "last", "--prompts", prompts)
         self.assertEqual(records[0]["finish_reason"], "stop")
 
-    def test_paths_of_a_config_file_are_relative_to_it(self):
+    def test_paths_of_a_config_file_are_relative_to_it_and_a_dry_run_writes_nothing(self):
         shutil.copytree(self.project / "configs/demo_model", self.folder / "models/demo")
         config = {"model": {"model_path": "../models/demo"}, "inputs": {"prompt_path": "../prompts.jsonl", "limit": 1},
                   "outputs": {"output_dir": "../out"}, "inference": {"max_new_tokens": 2}, "runtime": {"device": "cpu"}}
@@ -187,6 +187,10 @@ class Contract(program.ProgramTest):
                 if dry:
                     self.assertIn("1 prompt to serve, 0 rejected", text)
             self.assertEqual(len(program.lines_of(self.folder / output / "completions.jsonl")), 1)
+        done = self.run_program(2, "run", "--config", self.folder / "configs/run.json", "--output-dir", self.folder / "dry",
+                                "--kv-blocks", 1, "--max-new-tokens", 100, "--dry-run", expect=3)
+        self.assertIn("rejected: line 1: ", done.stdout)
+        self.assertIn("0 prompts to serve, 1 rejected", done.stdout)
 
     def test_bench_writes_its_figures(self):
         options = ["bench", "--shape", "tiny", *CPU, "--batch-size", "1,2", "--prompt-tokens", "8,9", "--new-tokens", 4]
