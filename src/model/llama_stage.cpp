@@ -107,6 +107,7 @@ struct LlamaStage::Impl {
   StageModules modules;
   KvCache cache;
   Arena work;
+  DeviceBuffer decode_work;
   Workspace space;
   kernels::Rope rope;
   StepUpload upload;
@@ -127,6 +128,9 @@ LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, D
       modules(config, options, weights, device),
       cache(config, options, device),
       work(device, workspace_bytes(config, options), "activations"),
+      decode_work(device,
+                  kernels::decode_workspace_bytes(config.n_heads, config.n_kv_heads, config.head_dim, device),
+                  "the workspace of decode attention"),
       space(make_workspace(config, options, work)),
       upload(options, device, space.tables),
       n_blocks(options.slots, 0),
@@ -143,6 +147,8 @@ LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, D
   fill_async(space.slots.last_token, 0, sizeof(int32_t) * (options.slots + 1), stream);
   static_assert(kFromSlot == -1);
   fill_async(space.from_slot, 0xff, sizeof(int32_t) * options.max_graph_rows(), stream);
+  space.decode = decode_work.data();
+  if (space.decode) fill_async(space.decode, 0, decode_work.bytes(), stream);
   finish_copies(stream);
   rope = {.inv_freq = space.inv_freq,
           .dynamic = config.rope.type == RopeType::dynamic,
@@ -178,6 +184,7 @@ Pass LlamaStage::Impl::make_pass(void* x, kernels::TokenTable tokens, Stream& st
   tokens.block_table = space.block_table;
   tokens.prompt_tokens = space.slots.prompt_tokens;
   tokens.max_blocks = options.max_blocks();
+  tokens.reference = options.reference_kernels;
   return {.space = space,
           .x = x,
           .tokens = tokens,

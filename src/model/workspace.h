@@ -25,7 +25,10 @@ struct Workspace {
   int32_t* block_table = nullptr;  // [slots + 1, max_blocks]
   float* inv_freq = nullptr;       // [head_dim / 2]
   int32_t* from_slot = nullptr;    // [max_graph_rows()]: kFromSlot, the tokens of decode rows
-  void* tables = nullptr;          // a step's tables, see step_upload.h
+  void* decode =
+      nullptr;  // kernels::decode_workspace_bytes; its size depends on the GPU, so it is no piece of
+                //   the arena
+  void* tables = nullptr;  // a step's tables, see step_upload.h
 };
 
 Workspace make_workspace(const ModelConfig& config, const StageOptions& options, Arena& arena);
