@@ -25,14 +25,14 @@ bool Coordinator::serve(double grace_s, const std::function<void()>& tick) {
   bool cancelled = false;
   while (!scheduler_.idle()) {
     rank_.watchdog.check();
-    bool moved = commit_results();
-    moved |= plan_lanes();
-    tick();
     if (rank_.watchdog.stop_requested() && give_up_s == 0) {
       rank_.log.info("stop requested: requests in flight get ", grace_s, " s to finish");
       scheduler_.drain();
       give_up_s = now_s() + grace_s;
     }
+    bool moved = commit_results();
+    moved |= plan_lanes();
+    tick();
     if (give_up_s > 0 && !cancelled && now_s() > give_up_s) {
       scheduler_.cancel();
       cancelled = true;

@@ -133,7 +133,7 @@ class Contract(program.ProgramTest):
         run.send_signal(signal.SIGTERM)
         _, errors = run.communicate(timeout=60)
         self.assertEqual(run.returncode, 75, errors)
-        self.assertIn("--resume", errors)
+        self.assertIn("stopped with 200 prompts left: --resume continues", errors)
 
     def test_one_prompt_is_printed_and_refused_where_it_does_not_fit(self):
         for ranks in (1, 2):
