@@ -150,9 +150,12 @@ struct Scheduler::Impl {
       step.rows.push_back({&served, row.n_samples});
       return row.n_tokens;
     };
+    // Prompts that were begun go first: the sooner all decode, the more tokens a reading of the weights gives.
+    const bool decode = std::none_of(lane.sequences.begin(), lane.sequences.end(),
+                                     [](const auto& served) { return served->wants_prefill(); });
     // A victim is the youngest of all, so it has no row yet: it leaves `sequences` behind the current place,
     // or at it.
-    for (size_t i = 0; i < lane.sequences.size(); ++i) {
+    for (size_t i = 0; decode && i < lane.sequences.size(); ++i) {
       Served& served = *lane.sequences[i];
       if (served.wants_decode() && has_block(served)) add_row(served, 1);
     }

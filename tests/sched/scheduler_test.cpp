@@ -116,6 +116,22 @@ TEST(Scheduler, DecodeRowsRideWithAChunkSharedByOldestFirst) {
   simulation.finish();
 }
 
+TEST(Scheduler, PromptsThatWereBegunGoBeforeNewTokens) {
+  Simulation simulation(small_config());
+  ASSERT_FALSE(simulation.scheduler.submit(make_request("short", prompt(6), 4), 0));
+  ASSERT_FALSE(simulation.scheduler.submit(make_request("long", prompt(14), 4), 0));
+  const auto first = simulation.plan(0);  // all of the short one and the begin of the other
+  ASSERT_EQ(first->rows.size(), 2u);
+  simulation.commit(0);
+  for (int32_t position : {2, 10}) {
+    const auto chunk = simulation.plan(0);
+    ASSERT_EQ(chunk->rows.size(), 1u) << "the short one waits with its second token";
+    EXPECT_EQ(chunk->rows[0].position, position);
+    simulation.commit(0);
+  }
+  EXPECT_EQ(simulation.plan(0)->rows.size(), 2u);
+}
+
 TEST(Scheduler, SequencesSpreadOverLanes) {
   SchedulerConfig config = small_config();
   config.lanes = 3;
