@@ -7,7 +7,7 @@
 #include "pipeinfer/app/commands.h"
 #include "pipeinfer/app/summary.h"
 #include "pipeinfer/base/clock.h"
-#include "pipeinfer/kernels/read_limit.h"
+#include "pipeinfer/kernels/limits.h"
 
 namespace pipeinfer {
 
@@ -46,6 +46,13 @@ std::vector<Request> synthetic_requests(const Case& c, int vocab_size) {
   return requests;
 }
 
+// Operations of a prompt's prefill: the layers' products, and attention of each token to those before it.
+double prefill_flop(const ModelConfig& model, double prompt) {
+  const double layer = 2 * static_cast<double>(model.layer_parameters()) * prompt +
+                       4 * static_cast<double>(model.q_size()) * prompt * (prompt + 1) / 2;
+  return model.n_layers * layer + 2 * static_cast<double>(model.head_parameters());
+}
+
 // Share of its time that the average stage works, where every stage takes as long as it has bytes to read: the best
 // whole-layer partition, K and V of `sequences` sequences included.
 double pipeline_ceiling(const ModelConfig& model, DType dtype, int n_stages, double sequences,
@@ -79,6 +86,7 @@ class Bench {
     const Device device = engine_.device();
     read_limit_gbps_ =
         read_limit_gbps(device, device.is_cuda() ? kReadBytesGpu : kReadBytesCpu, engine_.plan().threads[0]);
+    gemm_tflops_ = gemm_rate_tflops(device, engine_.plan().dtype);
     if (!command.json_file.empty()) {
       json_.open(command.json_file, std::ios::trunc);
       if (!json_) usage_error(cat("cannot write ", command.json_file));
@@ -88,8 +96,8 @@ class Bench {
   ExitCode sweep() {
     serve({1, 8, 2});  // warms up
     const double warmup_s = now_s() - begin_s_;
-    std::printf("%6s %7s %5s %9s %14s %13s %9s %9s\n", "batch", "prompt", "new", "TTFT s", "prefill tok/s",
-                "decode tok/s", "ms/step", "% limit");
+    std::printf("%6s %7s %5s %9s %14s %9s %13s %9s %9s\n", "batch", "prompt", "new", "TTFT s",
+                "prefill tok/s", "% GEMM", "decode tok/s", "ms/step", "% limit");
     for (int64_t batch : command_.batch_sizes)
       for (int64_t prompt : command_.prompt_tokens)
         for (int64_t fresh : command_.new_tokens) {
@@ -127,9 +135,14 @@ class Bench {
     const double limit_tok_s = std::min<double>(n, used_lanes) * sequences * read_limit_gbps_ * 1e9 / bytes;
     const double ms_per_step = c.fresh > 1 ? 1e3 * decode_s / static_cast<double>(c.fresh - 1) : 0;
     const double percent = limit_tok_s > 0 ? 100 * decode_tok_s / limit_tok_s : 0;
-    std::printf("%6lld %7lld %5lld %9.3f %14.1f %13.1f %9.3f %9.1f\n", static_cast<long long>(c.batch),
+    const double gemm_percent = gemm_tflops_ > 0 ? 100 * static_cast<double>(c.batch) *
+                                                       prefill_flop(model_, static_cast<double>(c.prompt)) /
+                                                       (ttft_s * gemm_tflops_ * 1e12 * n)
+                                                 : 0;
+    std::printf("%6lld %7lld %5lld %9.3f %14.1f %9.1f %13.1f %9.3f %9.1f\n", static_cast<long long>(c.batch),
                 static_cast<long long>(c.prompt), static_cast<long long>(c.fresh), ttft_s,
-                static_cast<double>(c.batch * c.prompt) / ttft_s, decode_tok_s, ms_per_step, percent);
+                static_cast<double>(c.batch * c.prompt) / ttft_s, gemm_percent, decode_tok_s, ms_per_step,
+                percent);
     std::fflush(stdout);
     if (!json_.is_open()) return;
     nlohmann::json stages = nlohmann::json::array();
@@ -154,6 +167,8 @@ class Bench {
                             {"steps", coordinator_.scheduler().counters().steps - steps_before},
                             {"bytes_per_step", bytes},
                             {"read_limit_gbps", read_limit_gbps_},
+                            {"gemm_tflops", gemm_tflops_},
+                            {"percent_of_gemm", gemm_percent},
                             {"limit_tok_s", limit_tok_s},
                             {"percent_of_limit", percent},
                             {"pp_ceiling", pipeline_ceiling(model_, plan.dtype, n, sequences, context)},
@@ -179,6 +194,7 @@ class Bench {
   Engine engine_;
   Coordinator coordinator_;
   double read_limit_gbps_ = 0;
+  double gemm_tflops_ = 0;
   std::ofstream json_;
 };
 

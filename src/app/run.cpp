@@ -11,7 +11,7 @@
 #include "pipeinfer/base/clock.h"
 #include "pipeinfer/checkpoint/checkpoint.h"
 #include "pipeinfer/io/output_dir.h"
-#include "pipeinfer/kernels/read_limit.h"
+#include "pipeinfer/kernels/limits.h"
 #include "pipeinfer/trace/metrics_writer.h"
 #include "pipeinfer/trace/trace_writer.h"
 

@@ -9,5 +9,6 @@ const Ops& cuda_ops() {
 }
 
 double cuda_read_limit_gbps(Device, size_t) { return 0; }
+double cuda_gemm_rate_tflops(Device, DType) { return 0; }
 
 }  // namespace pipeinfer::kernels

@@ -65,7 +65,8 @@ decltype(kernels::sample) sample;
 decltype(kernels::top_logits) top_logits;
 }  // namespace cuda
 
-/// read_limit_gbps on a GPU.
+/// read_limit_gbps and gemm_rate_tflops on a GPU.
 double cuda_read_limit_gbps(Device device, size_t bytes);
+double cuda_gemm_rate_tflops(Device device, DType dtype);
 
 }  // namespace pipeinfer::kernels

@@ -1,4 +1,4 @@
-#include "pipeinfer/kernels/read_limit.h"
+#include "pipeinfer/kernels/limits.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -47,6 +47,10 @@ double cpu_read_limit_gbps(size_t bytes, int threads) {
 double read_limit_gbps(Device device, size_t bytes, int threads) {
   return device.is_cuda() ? kernels::cuda_read_limit_gbps(device, bytes)
                           : cpu_read_limit_gbps(bytes, std::max(1, threads));
+}
+
+double gemm_rate_tflops(Device device, DType dtype) {
+  return device.is_cuda() ? kernels::cuda_gemm_rate_tflops(device, dtype) : 0;
 }
 
 }  // namespace pipeinfer
