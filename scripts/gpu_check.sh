@@ -2,9 +2,11 @@
 # What only a machine with GPUs can show, in parts of a few minutes each. Such a machine may be bare and without a
 # network: it needs the CUDA toolkit, g++, cmake, ninja, and a python3 with torch.
 # usage: scripts/gpu_check.sh pack                    (where there is a network) Debian's packages to build/gpu-packages
-#        scripts/gpu_check.sh build|tests|equality... (where there are GPUs) unpacks them if MPI is missing
+#        scripts/gpu_check.sh build|tests|equality|speed|scaling...    (where there are GPUs) unpacks what is missing;
+#                                                    figures go to build/gpu-results
 source "$(dirname "$0")/lib.sh"
 packages=build/gpu-packages
+results=build/gpu-results
 # The packages below leave out what one machine needs no MPI for: a remote shell, and InfiniBand's libraries.
 export OMPI_MCA_plm_rsh_agent=sh OMPI_MCA_mtl=^ofi,psm,psm2
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true)
@@ -20,16 +22,18 @@ pack() {
   du -sh $packages
 }
 
+# Never over a file that is there: the machine's own libraries may be newer.
 unpack() {
-  ! command -v mpirun >/dev/null || return 0
-  local archive
-  for archive in "$packages"/*.deb; do
-    # Never over a file that is there: the machine's own libraries may be newer.
-    dpkg-deb --fsys-tarfile "$archive" | tar -C / -x --skip-old-files --keep-directory-symlink
+  local wanted=$packages/*.deb archive
+  if command -v mpirun >/dev/null; then wanted=$packages/libcli11-dev*.deb; fi
+  for archive in $wanted; do
+    [ -e "$archive" ] && dpkg-deb --fsys-tarfile "$archive" | tar -C / -x --skip-old-files --keep-directory-symlink
   done
-  # What these packages' scripts would link.
+  # What Open MPI's packages' scripts would link.
   local program
-  for program in mpirun mpicc mpicxx; do ln -sf "$program.openmpi" "/usr/bin/$program"; done
+  for program in mpirun mpicc mpicxx; do
+    command -v $program >/dev/null || ln -sf "$program.openmpi" "/usr/bin/$program"
+  done
   ldconfig
 }
 
@@ -44,37 +48,129 @@ part_build() {
 
 part_tests() { ctest --test-dir build/gpu --output-on-failure -L gpu; }
 
-# same A B: the token ids of two output folders, prompt by prompt.
-same() {
-  python3 - "$@" <<'EOF'
-import json
-import sys
-
-a, b = ([json.loads(line) for line in open(f"{folder}/completions.jsonl", encoding="utf-8")] for folder in sys.argv[1:])
-assert [x["id"] for x in a] == [x["id"] for x in b], "not the same prompts"
-split = {x["id"]: next(i for i, (p, q) in enumerate(zip(x["token_ids"] + [-1], y["token_ids"] + [-1])) if p != q)
-         for x, y in zip(a, b) if x["token_ids"] != y["token_ids"]}
-print(f"{len(a) - len(split)} of {len(a)} completions are equal; the first difference of the others: {split}")
-EOF
+# A checkpoint of OpenLLaMA-3B's shape with random fp16 weights, outside the project: 7 GB.
+model=${MODEL_3B:-/tmp/pipeinfer-openllama-3b}
+make_model() {
+  [ -e "$model/config.json" ] || python3 scripts/make_random_checkpoint.py openllama-3b "$model" --tokenizer demo
 }
 
-part_equality() {
-  local run=(build/gpu/pipeinfer run --config configs/demo.json --overwrite)
-  "${run[@]}" --device cpu --output-dir build/gpu-cpu
-  "${run[@]}" --device cuda --dtype fp32 --output-dir build/gpu-1
-  same build/gpu-cpu build/gpu-1
-  if [ "$gpus" -gt 1 ]; then
-    mpirun -n "$gpus" "${run[@]}" --device cuda --dtype fp32 --output-dir "build/gpu-$gpus"
-    same build/gpu-1 "build/gpu-$gpus"
+# over N COMMAND...: on N GPUs; where there is one, two ranks share it, with activations through the host.
+over() {
+  local ranks=$1
+  shift
+  if [ "$ranks" = 1 ]; then "$@"
+  elif [ "$gpus" -ge "$ranks" ]; then mpirun -n "$ranks" "$@"
+  else mpirun -n "$ranks" "$@" --transport mpi
   fi
 }
 
-if [ $# = 0 ]; then set -- build tests equality; fi
+part_equality() {
+  mkdir -p $results
+  step "equality: the demo model in fp32, on the CPU and on the GPU"
+  local demo=(build/gpu/pipeinfer run --config configs/demo.json --overwrite)
+  "${demo[@]}" --device cpu --local-debug --output-dir $results/demo-cpu
+  "${demo[@]}" --device cuda --precision fp32 --output-dir $results/demo-gpu
+  python3 tests/gpu/compare_transformers.py tokens $results/demo-{cpu/reference,gpu/completions}.jsonl
+
+  step "equality: 3B in fp16, 1, 2 and 4 stages and without graphs, with a reference run"
+  make_model
+  local big=(build/gpu/pipeinfer run --model "$model" --prompts prompts/prompts.jsonl --max-new-tokens 64 --overwrite)
+  "${big[@]}" --local-debug --output-dir $results/3b-reference
+  "${big[@]}" --output-dir $results/3b-1
+  "${big[@]}" --no-cuda-graphs --reference-kernels --output-dir $results/3b-plain
+  over 2 "${big[@]}" --output-dir $results/3b-2
+  local runs=($results/3b-{1,plain,2}/completions.jsonl)
+  if [ "$gpus" -ge 4 ]; then
+    over 4 "${big[@]}" --output-dir $results/3b-4
+    runs+=($results/3b-4/completions.jsonl)
+  fi
+  python3 tests/gpu/compare_transformers.py tokens $results/3b-reference/reference.jsonl "${runs[@]}"
+
+  step "equality: 3B, every logit with transformers in fp16 and fp32; through prefill, then through decode kernels"
+  # The shortest prompts, up to some 3,000 positions.
+  python3 - $results/3b-reference/reference.jsonl >$results/sequences.jsonl <<'EOF'
+import json
+import sys
+
+lines = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
+positions = 0
+for line in sorted(lines, key=lambda line: len(line["prompt_token_ids"])):
+    if positions < 3000:
+        print(json.dumps({key: line[key] for key in ("prompt_token_ids", "token_ids")}))
+    positions += len(line["prompt_token_ids"]) + len(line["token_ids"])
+EOF
+  local kernels
+  for kernels in "--chunk 256 --batch 1" "--chunk 1 --batch 16"; do
+    # shellcheck disable=SC2086
+    build/gpu/teacher_force --model "$model" --sequences $results/sequences.jsonl --output $results/logits.bin $kernels
+    python3 tests/gpu/compare_transformers.py logits "$model" $results/sequences.jsonl $results/logits.bin
+    rm $results/logits.bin
+  done
+}
+
+part_speed() {
+  mkdir -p $results
+  local bench=(build/gpu/pipeinfer bench --shape openllama-3b)
+  "${bench[@]}" --batch-size 1,8,16,64 --prompt-tokens 128 --new-tokens 128 --json $results/speed.jsonl
+  "${bench[@]}" --batch-size 128 --prompt-tokens 1024 --new-tokens 64 --json $results/speed-long.jsonl
+  step "speed: kernel by kernel, and library products with plain kernels"
+  "${bench[@]}" --no-cuda-graphs --batch-size 1,64 --prompt-tokens 128 --new-tokens 128 --json $results/no-graphs.jsonl
+  "${bench[@]}" --no-cuda-graphs --reference-kernels --batch-size 1,64 --prompt-tokens 128 --new-tokens 128 \
+    --json $results/plain.jsonl
+  step "speed: transformers, eager and static cache"
+  python3 tests/gpu/bench_transformers.py --batch-size 1,64 | tee $results/transformers.jsonl
+  python3 tests/gpu/bench_transformers.py --batch-size 1,64 --mode static | tee -a $results/transformers.jsonl
+  if command -v ncu >/dev/null; then
+    step "speed: the kernels of some steps, each alone"
+    local batch
+    for batch in 1 64; do
+      ncu --clock-control none --metrics gpu__time_duration.sum --csv --launch-skip 4000 --launch-count 400 \
+        "${bench[@]}" --no-cuda-graphs --batch-size $batch --prompt-tokens 128 --new-tokens 24 >$results/ncu-$batch.csv || true
+      python3 - $results/ncu-$batch.csv <<'EOF'
+import collections
+import csv
+import sys
+
+rows = [line for line in open(sys.argv[1], encoding="utf-8") if line.startswith('"')]
+total = collections.Counter()
+for row in csv.DictReader(rows):
+    total[row["Kernel Name"].split("(")[0][-60:]] += float(row["Metric Value"].replace(",", ""))
+for name, time in total.most_common():
+    print(f"{time / sum(total.values()):6.1%}  {name}")
+EOF
+    done
+  fi
+}
+
+part_scaling() {
+  mkdir -p $results
+  local n
+  for n in 1 2 4; do
+    if [ "$gpus" -lt $n ]; then
+      echo "not run: $n GPUs (there are $gpus)"
+      continue
+    fi
+    step "scaling: $n GPUs"
+    over $n build/gpu/pipeinfer bench --shape openllama-3b --batch-size 128 --prompt-tokens 1024 --new-tokens 64 \
+      --json $results/fixed-$n.jsonl
+    over $n build/gpu/pipeinfer bench --shape openllama-3b --batch-size 1,$((64 * n)) --prompt-tokens 128 --new-tokens 128 \
+      --json $results/growing-$n.jsonl
+  done
+  if [ "$gpus" -ge 2 ]; then
+    step "scaling: 2 GPUs as if on two hosts"
+    NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 over 2 build/gpu/pipeinfer bench --shape openllama-3b --batch-size 128 \
+      --prompt-tokens 128 --new-tokens 128 --json $results/sockets.jsonl
+    over 2 build/gpu/pipeinfer bench --shape openllama-3b --batch-size 128 --prompt-tokens 128 --new-tokens 128 \
+      --json $results/nvlink.jsonl
+  fi
+}
+
+if [ $# = 0 ]; then set -- build tests equality speed scaling; fi
 for part in "$@"; do
   step "$part"
   case $part in
     pack) pack ;;
-    build | tests | equality) "part_$part" ;;
-    *) echo "gpu_check.sh: no part is called $part: pack, build, tests, equality" >&2; exit 2 ;;
+    build | tests | equality | speed | scaling) "part_$part" ;;
+    *) echo "gpu_check.sh: no part is called $part: pack, build, tests, equality, speed, scaling" >&2; exit 2 ;;
   esac
 done
