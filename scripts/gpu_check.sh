@@ -24,9 +24,9 @@ pack() {
 
 # Never over a file that is there: the machine's own libraries may be newer.
 unpack() {
-  local wanted=$packages/*.deb archive
-  if command -v mpirun >/dev/null; then wanted=$packages/libcli11-dev*.deb; fi
-  for archive in $wanted; do
+  local wanted=("$packages"/*.deb) archive
+  if command -v mpirun >/dev/null; then wanted=("$packages"/libcli11-dev*.deb); fi
+  for archive in "${wanted[@]}"; do
     [ -e "$archive" ] && dpkg-deb --fsys-tarfile "$archive" | tar -C / -x --skip-old-files --keep-directory-symlink
   done
   # What Open MPI's packages' scripts would link.
@@ -79,10 +79,10 @@ part_equality() {
   "${big[@]}" --output-dir $results/3b-1
   "${big[@]}" --no-cuda-graphs --reference-kernels --output-dir $results/3b-plain
   over 2 "${big[@]}" --output-dir $results/3b-2
-  local runs=($results/3b-{1,plain,2}/completions.jsonl)
+  local runs=("$results"/3b-{1,plain,2}/completions.jsonl)
   if [ "$gpus" -ge 4 ]; then
     over 4 "${big[@]}" --output-dir $results/3b-4
-    runs+=($results/3b-4/completions.jsonl)
+    runs+=("$results/3b-4/completions.jsonl")
   fi
   python3 tests/gpu/compare_transformers.py tokens $results/3b-reference/reference.jsonl "${runs[@]}"
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: where things are, and how a preset is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
