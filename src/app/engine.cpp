@@ -1,9 +1,12 @@
 #include "pipeinfer/app/engine.h"
 
+#include <optional>
+
 #include "pipeinfer/base/bytes.h"
 #include "pipeinfer/base/clock.h"
 #include "pipeinfer/checkpoint/checkpoint.h"
 #include "pipeinfer/comm/nccl.h"
+#include "pipeinfer/trace/range.h"
 
 namespace pipeinfer {
 
@@ -61,6 +64,7 @@ Engine::Engine(App& app, const RunConfig& run, const ModelConfig& model, const s
   links_ = std::make_unique<LinksGuard>(app_.watchdog, *transport_);
   rank_.reset(new RankContext{app_.job, app_.log, app_.watchdog, *transport_, recorder_, device_});
 
+  std::optional<Range> range("load");
   const double begin_s = now_s();
   LoadFigures own;
   StageOptions options = plan_.stage_options(app_.job.rank());
@@ -74,6 +78,7 @@ Engine::Engine(App& app, const RunConfig& run, const ModelConfig& model, const s
     own.bytes = checkpoint.bytes_read();
   }
   own.seconds = now_s() - begin_s;
+  range.reset();
   app_.log.info("loaded layers ", plan_.layout.layers[app_.job.rank()], " to ",
                 plan_.layout.layers[app_.job.rank() + 1] - 1, " in ", own.seconds, " s, ", own.bytes >> 20,
                 " MiB read");

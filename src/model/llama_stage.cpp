@@ -7,6 +7,7 @@
 
 #include "pipeinfer/base/error.h"
 #include "pipeinfer/device/graph.h"
+#include "pipeinfer/trace/range.h"
 #include "stage_modules.h"
 #include "step_upload.h"
 
@@ -213,6 +214,7 @@ void LlamaStage::Impl::enqueue_decode(int rows, Stream& stream) const {
 }
 
 void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream) {
+  const Range range("decode");
   const int rows = StageOptions::graph_rows(n);
   if (!is_first()) copy_async(space.x, buffers.hidden_in, hidden_bytes(n), stream);
   graphs.at(rows).launch(stream);
@@ -257,6 +259,7 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
   const int n_tokens = host.token.size();
   if (n_tokens == 0) return;
 
+  const Range range(host.n_single == n_tokens ? "decode" : "prefill");
   const size_t done = hidden_bytes(n_decode);
   const Pass pass = make_pass(is_last() ? space.x : static_cast<char*>(buffers.hidden_out) + done,
                               {.slot = slot,
@@ -283,6 +286,7 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
 // Samples [first, first + n) of the plan, whose logits are there.
 void LlamaStage::Impl::pick(const StepPlan& plan, const StepBuffers& buffers, int first, int n,
                             const int32_t* slot, const int32_t* position, Stream& stream) {
+  const Range range("sample");
   if (hook) hook(plan, first, n, space.logits, stream);
   if (plan.want_top)
     kernels::top_logits(buffers.top + first * kTopLogits, space.logits, n, config.vocab_size, stream);

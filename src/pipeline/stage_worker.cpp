@@ -4,6 +4,7 @@
 
 #include "pipeinfer/base/check.h"
 #include "pipeinfer/base/clock.h"
+#include "pipeinfer/trace/range.h"
 
 namespace pipeinfer {
 
@@ -92,6 +93,7 @@ void StageWorker::receive(Flight& flight) {
     flight.received.record(compute_);
     return;
   }
+  const Range range("recv");
   flight.computed.block(recv_);  // of the flight's previous step: its hidden_in is free
   flight.recv_begin.record(recv_);
   hidden_in_->recv(flight.hidden_in.data(), flight.plan.n_tokens() * stage_.hidden_bytes(), recv_);
@@ -117,6 +119,7 @@ int64_t StageWorker::take_tokens(int lane) {
 
 void StageWorker::send(Flight& flight) {
   const int n_samples = flight.plan.n_samples();
+  const Range range("send");
   if (!last_) {
     flight.computed.block(send_);
     flight.send_begin.record(send_);
