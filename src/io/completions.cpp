@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "pipeinfer/base/text.h"
+#include "run_files.h"
 
 namespace pipeinfer {
 namespace {
@@ -67,7 +68,7 @@ CompletionRecord completion_from_json(std::string_view line) {
     object.at("throughput_tok_s").get_to(record.throughput_tok_s);
     return record;
   } catch (const json::exception& e) {
-    throw std::invalid_argument(e.what());
+    throw std::invalid_argument(json_reason(e));
   }
 }
 

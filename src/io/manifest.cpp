@@ -10,6 +10,7 @@
 #include "pipeinfer/base/text.h"
 #include "pipeinfer/io/completions.h"
 #include "pipeinfer/io/output_dir.h"
+#include "run_files.h"
 
 namespace pipeinfer {
 namespace {
@@ -41,7 +42,7 @@ Manifest read_manifest(const std::string& path) {
       manifest.prompts.push_back(parse_hex64(hash.get<std::string>()));
     return manifest;
   } catch (const json::exception& e) {
-    usage_error(cat(path, " is no manifest: ", e.what()));
+    usage_error(cat(path, " is no manifest: ", json_reason(e)));
   } catch (const std::invalid_argument& e) {
     usage_error(cat(path, " is no manifest: ", e.what()));
   }

@@ -161,7 +161,7 @@ TEST_F(Completions, MergedRecordsStayWithoutTheirRankFiles) {
 TEST_F(Completions, BrokenRecordIsNamed) {
   folder_.write("completions_rank_0.jsonl", line(0) + "broken\n" + line(1));
   test::expect_error(ExitCode::usage, [&] { read_finished(folder_.path()); },
-                     {"completions_rank_0.jsonl line 2 is no completion record"});
+                     {"completions_rank_0.jsonl line 2 is no completion record: parse error"});
   test::expect_error(ExitCode::failed, [&] { merge_completions(folder_.path()); }, {"line 2"});
 }
 
