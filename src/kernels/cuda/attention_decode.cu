@@ -13,6 +13,8 @@
 #include "rotate.cuh"
 
 namespace pipeinfer::kernels::cuda {
+using namespace decode;
+
 namespace {
 
 constexpr int kBlocksPerSm = 3;  // of head_dim 100: 54 KB of shared memory each

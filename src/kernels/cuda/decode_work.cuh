@@ -6,7 +6,7 @@
 #include "kv.cuh"
 #include "mma.cuh"
 
-namespace pipeinfer::kernels::cuda {
+namespace pipeinfer::kernels::cuda::decode {
 
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
@@ -161,4 +161,4 @@ struct Tile {
   }
 };
 
-}  // namespace pipeinfer::kernels::cuda
+}  // namespace pipeinfer::kernels::cuda::decode

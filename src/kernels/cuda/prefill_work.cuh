@@ -1,0 +1,103 @@
+// What a block of prefill attention works on: its tokens and their runs, the tiles of keys and values it walks over, and
+// how these lie in shared memory.
+#pragma once
+
+#include "kv.cuh"
+#include "mma.cuh"
+
+namespace pipeinfer::kernels::cuda::prefill {
+
+inline constexpr int kWarps = 8;
+inline constexpr int kThreads = kWarps * 32;
+inline constexpr int kQueries = kWarps * 16;
+inline constexpr int kKeys = 64;
+
+/// This thread's lane, computed anew: addresses made of it are not kept in registers from tile to tile.
+__device__ inline int lane_again() {
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));
+  return lane;
+}
+
+/// How rows of D elements lie in shared memory: padded with zeros to whole groups of 8, at a stride of an odd number of
+/// 16-byte units, so that the eight rows of a matrix load fall into different banks.
+template <int D>
+struct Rows {
+  static constexpr int kGroups = (D + 7) / 8;
+  static constexpr int kStride = (kGroups | 1) * 16;   // bytes
+  static constexpr int kVector = D % 8 == 0 ? 16 : 8;  // bytes of a copy: rows begin at its multiples
+  static constexpr int kVectors = D * 2 / kVector;     // a row
+  static constexpr int kAtOnce = 32 / kVectors;        // rows that a warp copies by one instruction
+  static constexpr int kShared = (kQueries + 2 * kKeys) * kStride;  // queries, K, V
+  static_assert(kVectors <= 32 && D % 4 == 0);
+
+  /// A warp copies 8 rows; those from `n` on become zeros.
+  __device__ static void fetch(char* to, const char* from, int64_t pitch, int n) {
+    const int lane = lane_again(), first = lane / kVectors, column = lane % kVectors * kVector;
+    if (first >= kAtOnce) return;
+#pragma unroll
+    for (int base = 0; base < 8; base += kAtOnce) {
+      const int row = base + first;
+      if (row < 8) copy_to_shared<kVector>(to + row * kStride + column, from + row * pitch + column, row < n);
+    }
+  }
+};
+
+/// The tokens of a block: their positions, and where runs begin.
+struct Tokens {
+  int position[kQueries];
+  unsigned starts[kQueries / 32];  // bit i % 32 of word i / 32: token i begins a run
+  int count;
+
+  __device__ void read(const TokenTable& tokens, int64_t t0) {
+    if (threadIdx.x >= kQueries) return;
+    const int i = threadIdx.x, n = static_cast<int>(min(int64_t{kQueries}, tokens.n_tokens - t0));
+    const int64_t t = t0 + i;
+    const bool start = i < n && (i == 0 || tokens.slot[t] != tokens.slot[t - 1] ||
+                                 tokens.position[t] != tokens.position[t - 1] + 1);
+    const unsigned bits = __ballot_sync(~0u, start);
+    if (i % 32 == 0) starts[i / 32] = bits;
+    position[i] = i < n ? tokens.position[t] : -1;
+    if (i == 0) count = n;
+  }
+  __device__ int end_of_run(int begin) const {
+    for (int i = begin + 1; i < count; i = (i / 32 + 1) * 32) {
+      const unsigned later = starts[i / 32] >> (i % 32);
+      if (later) return i + __ffs(static_cast<int>(later)) - 1;
+    }
+    return count;
+  }
+};
+static_assert(kQueries <= kThreads);
+
+/// A tile of keys: positions [first, first + kKeys) for the run of tokens [begin, end), which sees `keys` of them all.
+struct KeyTile {
+  int begin, end, keys, first;
+  const int32_t* blocks;
+
+  __device__ void enter_run(const Tokens& own, const TokenTable& tokens, int64_t t0) {
+    begin = end;
+    if (begin >= own.count) return;
+    end = own.end_of_run(begin);
+    keys = own.position[end - 1] + 1;
+    first = 0;
+    blocks = blocks_of(tokens, tokens.slot[t0 + begin]);
+  }
+  __device__ bool has(int row) const { return begin <= row && row < end; }
+  __device__ void next(const Tokens& own, const TokenTable& tokens, int64_t t0) {
+    first += kKeys;
+    if (first >= keys) enter_run(own, tokens, t0);
+  }
+
+  /// Starts the copy of K (offset 0) or V: 8 positions a warp, which are in one block.
+  template <typename T, int D>
+  __device__ void fetch(char* to, const KvLayer& cache, int kv_head, int64_t offset) const {
+    static_assert(kKeys == kWarps * 8);
+    const int row = threadIdx.x / 32 * 8, n = keys - first - row;
+    const T* from = n > 0 ? key_row<T>(cache, blocks, first + row, kv_head) + offset : nullptr;
+    Rows<D>::fetch(to + row * Rows<D>::kStride, reinterpret_cast<const char*>(from), D * sizeof(T), n);
+    commit_copies();
+  }
+};
+
+}  // namespace pipeinfer::kernels::cuda::prefill
