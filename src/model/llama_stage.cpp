@@ -292,6 +292,7 @@ void LlamaStage::Impl::pick(const StepPlan& plan, const StepBuffers& buffers, in
     kernels::top_logits(buffers.top + first * kTopLogits, space.logits, n, config.vocab_size, stream);
   kernels::sample(buffers.sampled + first, space.logits, slot, position, space.slots, n, config.vocab_size,
                   stream);
+  if (is_first()) kernels::set_last_token(space.slots, slot, buffers.sampled + first, n, stream);
 }
 
 LlamaStage::LlamaStage(const ModelConfig& config, const StageOptions& options, const Checkpoint& checkpoint,

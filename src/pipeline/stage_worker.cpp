@@ -134,7 +134,6 @@ void StageWorker::send(Flight& flight) {
     if (flight.plan.want_top)
       copy_async(flight.host_top.data(), flight.top.data(), n_samples * kTopLogits * sizeof(TopLogit),
                  tokens_);
-    if (first_) stage_.take_tokens(flight.plan, flight.sampled.as<int32_t>(), compute_);
   }
   flight.reported.record(tokens_);
   if (first_ || n_samples == 0) {

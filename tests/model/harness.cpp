@@ -50,7 +50,7 @@ StepOutput Chain::run(const StepPlan& plan) {
     stages_[i]->run(plan, buffers, stream_);
   }
   const int n = plan.n_samples();
-  stages_[0]->take_tokens(plan, sampled_.as<int32_t>(), stream_);
+  if (stages_.size() > 1) stages_[0]->take_tokens(plan, sampled_.as<int32_t>(), stream_);
   output_.tokens = to_host(sampled_.as<int32_t>(), n, stream_);
   if (plan.want_top) output_.top = to_host(top_.as<TopLogit>(), n * kTopLogits, stream_);
   return std::move(output_);

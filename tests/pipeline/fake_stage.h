@@ -80,8 +80,10 @@ class FakeStage : public Stage {
       for (int i = 0; i < row.n_tokens; ++i, ++token) {
         const uint64_t out = forward(plan, row, i, buffers, token);
         if (buffers.hidden_out) static_cast<uint64_t*>(const_cast<void*>(buffers.hidden_out))[token] = out;
-        if (i >= row.n_tokens - row.n_samples && buffers.sampled)
-          buffers.sampled[sample++] = static_cast<int32_t>(out % layout_.vocab_size);
+        if (i < row.n_tokens - row.n_samples || !buffers.sampled) continue;
+        buffers.sampled[sample] = static_cast<int32_t>(out % layout_.vocab_size);
+        if (stage_ == 0) last_token_[row.slot] = buffers.sampled[sample];
+        ++sample;
       }
   }
 
