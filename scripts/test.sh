@@ -19,6 +19,6 @@ build asan
 ctest --test-dir build/asan --output-on-failure -LE '^(gpu|slurm|install|layering|scripts)$'
 
 step "Fuzzers"
-scripts/soak.sh 20
+scripts/soak.sh 20 0
 
 step "All tests passed"

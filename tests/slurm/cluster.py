@@ -109,6 +109,7 @@ class Cluster:
         (self.root / "munge").mkdir()
         (self.root / "state").mkdir()
         controller, *slurmds = free_ports(1 + len(self.names))
+        # A requeued job waits for the end of its old credential (cred_expire; 120 s unless given).
         lines = f"""
             ClusterName=test
             SlurmctldHost=localhost(127.0.0.1)
@@ -116,7 +117,9 @@ class Cluster:
             SlurmUser=root
             SlurmdUser=root
             AuthType=auth/munge
-            AuthInfo=socket={self.root}/munge/socket
+            AuthInfo=socket={self.root}/munge/socket,cred_expire=5
+            JobCompType=jobcomp/filetxt
+            JobCompLoc={self.root}/jobs
             StateSaveLocation={self.root}/state
             SlurmdSpoolDir={self.root}/spool-%n
             SlurmctldPidFile={self.root}/slurmctld.pid
@@ -126,7 +129,7 @@ class Cluster:
             TaskPlugin=task/none
             SelectType=select/cons_tres
             SelectTypeParameters=CR_Core_Memory
-            SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000
+            SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=1,bf_interval=1
             ReturnToService=2
             KillWait=5
             GresTypes=gpu

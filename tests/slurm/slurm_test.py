@@ -4,13 +4,19 @@
 usage: slurm_test.py PIPEINFER PROJECT_ROOT [unittest options]     exits with 77 where Slurm cannot run
 """
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
 from cluster import Cluster
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "app"))
+from chaos import Chaos  # noqa: E402
 
 SKIPPED = 77
 
@@ -77,6 +83,81 @@ class Demo(unittest.TestCase):
                                       OUTPUT_DIR=str(self.folder / "none"))
         self.assertEqual((fields["JobState"], fields["ExitCode"]), ("FAILED", "2:0"), printed)
         self.assertIn("NODES=3, but this allocation has 2: submit it with sbatch --nodes=3", printed)
+
+    def submit_long(self, name: str, n_prompts: int, **environment: str) -> tuple[str, Path, list]:
+        """Submits a run of some time through slurm/submit.sh. -> job, run folder, what one process completes."""
+        prompts = self.folder / f"{name}.jsonl"
+        prompts.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"And the LORD said {i}"}) + "\n"
+                                   for i in range(n_prompts)))
+        run = ["--max-new-tokens", "300", "--ignore-eos", "--threads", "1"]
+        model = str(self.project / "configs/demo_model")
+        subprocess.run([self.program, "run", "--model", model, "--prompts", prompts, "--output-dir",
+                        self.folder / f"{name}-alone", *run], check=True,
+                       env=self.cluster.environment(), capture_output=True, timeout=240)
+        folder = self.folder / name
+        said = self.cluster.run([str(self.project / "slurm/submit.sh"), *run, "--batch-size", "1", "--grace-s", "1"],
+                                PIPEINFER=str(self.program), DEVICE="cpu", MODEL=model, PROMPTS=str(prompts),
+                                RUN_DIR=str(folder), NODES="2", **environment).stdout
+        job = (folder / "jobs").read_text().strip()
+        self.assertIn(f"job {job}, run folder {folder}", said)
+        return job, folder, self.completions(self.folder / f"{name}-alone")
+
+    def check_requeued(self, job: str, folder: Path, expected: list):
+        """The job ended well after at least one more start, and every id was completed exactly once."""
+        fields = self.cluster.wait_for_job(job, 240)
+        printed = (folder / f"slurm-{job}.out").read_text()
+        self.assertEqual((fields["JobState"], fields["ExitCode"]), ("COMPLETED", "0:0"), printed)
+        self.assertGreaterEqual(int(fields["Restarts"]), 1, printed)
+        self.assertIn("stopped, and queued again (1 of at most", printed)
+        self.assertEqual(self.completions(folder / "output"), expected)
+        lines = [line for file in folder.glob("output/completions_rank_*.jsonl") for line in file.read_text().splitlines()]
+        self.assertEqual(len(lines), len(expected))
+        self.cluster.run([str(self.project / "slurm/collect.sh"), str(folder), str(folder) + "-copy"])
+        jobs = Path(str(folder) + "-copy/slurm_jobs.txt").read_text()
+        self.assertIn("# sacct", jobs)
+        self.assertIn(job, jobs)
+        self.assertIn("COMPLETED", jobs)
+
+    def await_completions(self, folder: Path, count: int):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            file = folder / "output/completions_rank_0.jsonl"
+            if file.exists() and file.read_bytes().count(b"\n") >= count:
+                return
+            time.sleep(0.05)
+        self.fail("the run did not get on within 60 s")
+
+    def test_a_signalled_job_is_requeued_and_resumes(self):
+        job, folder, expected = self.submit_long("signalled", 10)
+        self.await_completions(folder, 2)
+        self.cluster.run(["scancel", "--signal=USR1", "--full", job])
+        self.check_requeued(job, folder, expected)
+
+    def test_a_job_at_its_time_limit_is_requeued_and_resumes(self):
+        # The shortest limit is a minute; slurmctld looks every 30 s whose end is near.
+        job, folder, expected = self.submit_long("limited", 60, TIME="1", SBATCH_OPTIONS="--signal=B:USR1@50")
+        self.check_requeued(job, folder, expected)
+
+    def test_a_cancelled_job_is_not_requeued(self):
+        job, folder, _ = self.submit_long("cancelled", 10)
+        self.await_completions(folder, 1)
+        self.cluster.run(["scancel", job])
+        self.assertEqual(self.cluster.wait_for_job(job)["JobState"], "CANCELLED")
+        self.assertFalse((folder / "output/completions.jsonl").exists())
+
+    def test_an_absent_profiler_is_a_warning(self):
+        output = self.folder / "profiled"
+        said = self.launch(output, NODES="2", LAUNCHER="srun", PROFILER="nsys",
+                           PATH=os.environ["PATH"] + ":/nowhere").stderr
+        self.check(output, ranks=2)
+        self.assertIn("nsys is not installed: the run is not profiled", said)
+
+    def test_lost_ranks_on_two_nodes(self):
+        folder = self.folder / "chaos"
+        folder.mkdir()
+        chaos = Chaos(self.program, self.project, folder, cluster=self.cluster)
+        for seed, blow in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
+            print(chaos.round(seed, "srun", 2, seed - 1, blow, "serving"), flush=True)
 
     def test_tasks_without_pmix_are_refused(self):
         # Each task would believe that it is alone and run all prompts by itself.
