@@ -7,7 +7,8 @@
 //
 // Each warp copies its own tiles of 32 positions into shared memory, the next tile's keys as soon as this tile's are used,
 // and so the values: a warp has about 10 KB on their way at any time, and waits for no other warp but at an item's ends.
-// In scores a lane is a position, in the sum of values four dimensions; the rows' stride keeps both free of bank conflicts.
+// Products run on tensor cores, so that what is left to issue is little beside what is left to read: up to 8 query heads of
+// a kv head are the rows of one operand (with one head, the other rows are wasted, and cost nothing that is scarce).
 #include "decode_work.cuh"
 #include "launch.cuh"
 #include "rotate.cuh"
@@ -17,11 +18,7 @@ using namespace decode;
 
 namespace {
 
-constexpr int kBlocksPerSm = 3;  // of head_dim 100: 54 KB of shared memory each
-constexpr int kMaxHeads = 8;     // query heads a block takes at once
-
-/// Query heads that a block takes at once: a power of two, so that there are few kernels.
-int heads_at_once(int group) { return group > 4 ? kMaxHeads : group > 2 ? 4 : group; }
+constexpr int kBlocksPerSm = 3;  // of head_dim 100: 58 KB of shared memory each
 
 /// Floats of an item's part in the workspace: for each head its sums, their largest score and their total.
 __host__ __device__ int part_floats(int heads, int head_dim) { return heads * (head_dim + 2); }
@@ -34,7 +31,8 @@ struct Problem {
   TokenTable tokens;
   Rope rope;
   int n_heads;
-  int sets;      // a kv head's query heads are taken in this many sets
+  int heads;     // query heads that a block takes at once
+  int sets;      // of them, a kv head
   float scale;   // times log2(e): powers of 2 replace powers of e
   int* arrived;  // [blocks], zero between launches: parts that are there of the item that block b begins
   // [blocks, 2, part_floats]: block b's part of an item that began before it, and of the one that goes on after it
@@ -55,190 +53,203 @@ struct Sums {
   }
 };
 
-/// N elements of K a load of shared memory, H query heads at once.
-template <typename T, int N, int H>
-__global__ void __launch_bounds__(kThreads, H < kMaxHeads ? kBlocksPerSm : 2) decode_kernel(Problem<T> p) {
+template <typename T, int D>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<T> p) {
+  using R = Rows<D>;
+  using L = Layout<T, D>;
+  constexpr int kGroups = R::kGroups, kSteps = (kGroups + 1) / 2, kHalf = D / 2;
   extern __shared__ uint4 shared[];
   __shared__ bool last;
   let_next_start();
   const KvLayer& cache = p.cache;
-  const int d = cache.head_dim, half = d / 2, group = p.n_heads / cache.n_kv_heads;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int items = cache.n_kv_heads * p.sets;  // a row
-  const Layout layout(H, d);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, matrix = lane / 8;
+  const int group = p.n_heads / cache.n_kv_heads, items = cache.n_kv_heads * p.sets;  // of a row
   char* memory = reinterpret_cast<char*>(shared);
-  char* keys = memory + 2 * warp * layout.tile();
-  char* values = keys + layout.tile();
-  float* q = reinterpret_cast<float*>(memory + layout.q());              // [H, d]
-  T* fresh = reinterpret_cast<T*>(memory + layout.fresh());              // [2, d]
-  float* weights = reinterpret_cast<float*>(memory + layout.weights());  // [kWarps, H, kTile]
-  float* sums = reinterpret_cast<float*>(memory + layout.sums());        // [kWarps, H, d]
-  float* maxima = reinterpret_cast<float*>(memory + layout.maxima());    // [kWarps, H]
-  float* totals = reinterpret_cast<float*>(memory + layout.totals());    // [kWarps, H]
-  weights += warp * H * kTile;
+  char* keys = memory + 2 * warp * L::kTileBytes;
+  char* values = keys + L::kTileBytes;
+  T* q = reinterpret_cast<T*>(memory + L::kQ);
+  T* fresh = reinterpret_cast<T*>(memory + L::kFresh);
+  float* sums = reinterpret_cast<float*>(memory + L::kSums);
+  float* maxima = sums + kWarps * p.heads * D;
+  float* totals = maxima + kWarps * p.heads;
 
   Deal deal;
   Cursor at;
   begin(p.tokens, items, deal, at);
   if (at.left == 0) return;
-  Tile<T> tile(cache, at, at.head / p.sets, 0);
-  tile.fetch(keys, 0, layout);
-  tile.fetch(values, v_offset(cache), layout);
+  Tile<T, D> tile(cache, at, at.head / p.sets, 0);
+  tile.fetch(keys, 0);
+  tile.fetch(values, v_offset(cache));
+  for (int i = threadIdx.x; i < kHeads * kGroups * 8; i += kThreads) q[i] = from_float<T>(0);
+  if constexpr (D % 8 != 0)  // the rows' padding
+    *reinterpret_cast<uint2*>(keys + lane * R::kStride + D * 2) = uint2{0, 0};
   wait_for_previous();
+  __syncthreads();
 
   while (true) {
-    const int kv_head = at.head / p.sets, set = at.head % p.sets, first_head = kv_head * group + set * H;
-    const int heads = min(H, group - set * H), position = at.context - 1;
+    const int kv_head = at.head / p.sets, set = at.head % p.sets,
+              first_head = kv_head * group + set * p.heads;
+    const int heads = min(p.heads, group - set * p.heads), position = at.context - 1;
     const bool newest = at.end == at.units;  // the new token's own position is among the block's
-    const T* row = p.qkv + int64_t{at.row} * (p.n_heads + 2 * cache.n_kv_heads) * d;
+    const T* row = p.qkv + int64_t{at.row} * (p.n_heads + 2 * cache.n_kv_heads) * D;
     T* cached = key_row<T>(cache, at.blocks, position, kv_head);
-    for (int item = threadIdx.x; item < (H + newest) * half; item += kThreads) {
-      const int h = item / half, i = item % half;
-      const bool is_key = h == H;
-      if (!is_key && h >= heads) {
-        q[h * d + i] = q[h * d + i + half] = 0;
-        continue;
-      }
-      const float2 angle = rope_angle(p.rope, p.tokens, p.tokens.slot[at.row], position, i, d);
-      const T* from = row + (is_key ? p.n_heads + kv_head : first_head + h) * d;
-      const float a = to_float(from[i]), b = to_float(from[i + half]);
+    for (int item = threadIdx.x; item < (heads + newest) * kHalf; item += kThreads) {
+      const int h = item / kHalf, i = item % kHalf;
+      const bool is_key = h == heads;
+      const float2 angle = rope_angle(p.rope, p.tokens, p.tokens.slot[at.row], position, i, D);
+      const T* from = row + (is_key ? p.n_heads + kv_head : first_head + h) * D;
+      const float a = to_float(from[i]), b = to_float(from[i + kHalf]);
       const T x = from_float<T>(a * angle.x - b * angle.y), y = from_float<T>(b * angle.x + a * angle.y);
-      if (is_key) {
-        fresh[i] = x;
-        fresh[i + half] = y;
-        if (set == 0) {
-          cached[i] = x;
-          cached[i + half] = y;
-        }
-      } else {
-        q[h * d + i] = to_float(x) * p.scale;
-        q[h * d + i + half] = to_float(y) * p.scale;
+      T* to = is_key ? fresh : q + h * kGroups * 8;
+      to[i] = x;
+      to[i + kHalf] = y;
+      if (is_key && set == 0) {
+        cached[i] = x;
+        cached[i + kHalf] = y;
       }
     }
-    for (int i = threadIdx.x; newest && i < d; i += kThreads) {
-      fresh[d + i] = row[(p.n_heads + cache.n_kv_heads + kv_head) * d + i];
-      if (set == 0) cached[v_offset(cache) + i] = fresh[d + i];
+    for (int i = threadIdx.x; newest && i < D; i += kThreads) {
+      fresh[D + i] = row[(p.n_heads + cache.n_kv_heads + kv_head) * D + i];
+      if (set == 0) cached[v_offset(cache) + i] = fresh[D + i];
     }
     __syncthreads();
 
-    float max[H], total[H] = {}, sum[H][4] = {};  // total: of this lane's positions
+    // Row g = lane / 4 of the products is a head; a thread has it at columns 2 (lane % 4) and the next of each group of 8.
+    uint32_t query[kSteps][2] = {};
 #pragma unroll
-    for (int h = 0; h < H; ++h) max[h] = -INFINITY;
+    for (int i = 0; i < kGroups; ++i)
+      query[i / 2][i % 2] =
+          *reinterpret_cast<const uint32_t*>(q + (lane / 4 * kGroups + i) * 8 + lane % 4 * 2);
+    float max = -INFINITY, total = 0, sum[kGroups][2] = {};  // total: of this thread's positions
     Cursor ahead = at;
     for (int round = 0; round < at.rounds; ++round) {
-      const int n = min(tile.octets * kOctet, at.context - tile.first), octets = tile.octets;
+      const int octets = tile.octets, pairs = tile.pairs(), n = at.context - tile.first;
       const int own_row = newest ? position - tile.first : -1;  // of the new token
       const bool has_own = own_row >= 0 && own_row < octets * kOctet;
       wait_copies<1>();
       __syncwarp();
       if (has_own) {
-        for (int i = lane; i < d; i += 32) reinterpret_cast<T*>(keys + own_row * layout.stride)[i] = fresh[i];
+        for (int i = lane; i < D; i += 32) reinterpret_cast<T*>(keys + own_row * R::kStride)[i] = fresh[i];
         __syncwarp();
       }
-      float score[H][2] = {};
-      if (octets > 0) {
-        const T* key = reinterpret_cast<const T*>(keys + lane * layout.stride);
-#pragma unroll 4
-        for (int i = 0; i < d; i += N) {
-          float k[N];
-          load(k, key + i);
+      float score[kTile / 8][2] = {};
 #pragma unroll
-          for (int h = 0; h < H; ++h) {
+      for (int j = 0; j < kTile / 16; ++j) {
+        if (j >= pairs) continue;
+        const char* k = keys + (j * 16 + matrix / 2 * 8 + lane % 8) * R::kStride + matrix % 2 * 16;
 #pragma unroll
-            for (int j = 0; j < N; j += 4) {
-              float query[4];
-              load(query, q + h * d + i + j);
-#pragma unroll
-              for (int e = 0; e < 4; ++e) score[h][e % 2] += query[e] * k[j + e];
-            }
-          }
+        for (int i = 0; i < kGroups / 2; ++i) {
+          uint32_t b[4];
+          load_matrices(b, k + i * 32);
+          mma_8x8x16<T>(score[2 * j], query[i], {b[0], b[1]});
+          mma_8x8x16<T>(score[2 * j + 1], query[i], {b[2], b[3]});
         }
+      }
+      if constexpr (kGroups % 2 == 1) {
+        uint32_t b[4];
+        load_matrices(b, keys + lane * R::kStride + (kGroups - 1) * 16);
+#pragma unroll
+        for (int j = 0; j < kTile / 8; ++j) mma_8x8x8<T>(score[j], query[kSteps - 1][0], b[j]);
       }
       __syncwarp();  // the keys were used
       if (round + 1 == at.rounds) ahead.next(p.tokens, items);
       tile = ahead.left > 0
-                 ? Tile<T>(cache, ahead, ahead.head / p.sets, round + 1 < at.rounds ? round + 1 : 0)
-                 : Tile<T>();
-      tile.fetch(keys, 0, layout);
+                 ? Tile<T, D>(cache, ahead, ahead.head / p.sets, round + 1 < at.rounds ? round + 1 : 0)
+                 : Tile<T, D>();
+      tile.fetch(keys, 0);
 
+      uint32_t weight[kTile / 16][2] = {};
       if (octets > 0) {
+        float new_max = max;
 #pragma unroll
-        for (int h = 0; h < H; ++h) {
-          const float s = lane < n ? score[h][0] + score[h][1] : -INFINITY;
-          float new_max = s;
+        for (int j = 0; j < kTile / 8; ++j) {
 #pragma unroll
-          for (int offset = 16; offset > 0; offset /= 2)
-            new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, offset));
-          new_max = fmaxf(new_max, max[h]);
-          const float factor = exp2f(max[h] - new_max), weight = lane < n ? exp2f(s - new_max) : 0;
-          max[h] = new_max;
-          total[h] = total[h] * factor + weight;
+          for (int e = 0; e < 2; ++e) {
+            const bool seen = j < octets && j * 8 + lane % 4 * 2 + e < n;
+            score[j][e] = seen ? score[j][e] * p.scale : -INFINITY;
+            new_max = fmaxf(new_max, score[j][e]);
+          }
+        }
+        new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, 1));
+        new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, 2));
+        const float factor = exp2f(max - new_max);
+        max = new_max;
+        total *= factor;
 #pragma unroll
-          for (int e = 0; e < 4; ++e) sum[h][e] *= factor;
-          weights[h * kTile + lane] = weight;
+        for (int i = 0; i < kGroups; ++i) {
+          sum[i][0] *= factor;
+          sum[i][1] *= factor;
+        }
+#pragma unroll
+        for (int j = 0; j < kTile / 8; ++j) {
+          const float low = exp2f(score[j][0] - new_max), high = exp2f(score[j][1] - new_max);
+          total += low + high;
+          weight[j / 2][j % 2] = pack<T>(low, high);
         }
       }
       wait_copies<1>();
       __syncwarp();
       if (has_own) {
-        for (int i = lane; i < d; i += 32)
-          reinterpret_cast<T*>(values + own_row * layout.stride)[i] = fresh[d + i];
+        for (int i = lane; i < D; i += 32)
+          reinterpret_cast<T*>(values + own_row * R::kStride)[i] = fresh[D + i];
         __syncwarp();
       }
-      const char* value = values + min(lane, d / 4 - 1) * 4 * sizeof(T);
-      for (int j = 0; j < octets * kOctet; j += kOctet) {
 #pragma unroll
-        for (int a = 0; a < kOctet; a += 4) {
-          float v[4][4];
+      for (int j = 0; j < kTile / 16; ++j) {
+        if (j >= pairs) continue;
+        const char* v = values + (j * 16 + matrix % 2 * 8 + lane % 8) * R::kStride + matrix / 2 * 16;
 #pragma unroll
-          for (int b = 0; b < 4; ++b)
-            load(v[b], reinterpret_cast<const T*>(value + (j + a + b) * layout.stride));
-#pragma unroll
-          for (int h = 0; h < H; ++h) {
-            float weight[4];
-            load(weight, weights + h * kTile + j + a);
-#pragma unroll
-            for (int b = 0; b < 4; ++b) {
-#pragma unroll
-              for (int e = 0; e < 4; ++e) sum[h][e] += weight[b] * v[b][e];
-            }
-          }
+        for (int i = 0; i + 1 < kGroups; i += 2) {
+          uint32_t b[4];
+          load_matrices_transposed(b, v + i * 16);
+          mma_8x8x16<T>(sum[i], weight[j], {b[0], b[1]});
+          mma_8x8x16<T>(sum[i + 1], weight[j], {b[2], b[3]});
         }
       }
+      if constexpr (kGroups % 2 == 1) {
+        uint32_t b[4];
+        load_matrices_transposed(b, values + lane * R::kStride + (kGroups - 1) * 16);
+        if (pairs > 0) mma_8x8x16<T>(sum[kGroups - 1], weight[0], {b[0], b[1]});
+        if (pairs > 1) mma_8x8x16<T>(sum[kGroups - 1], weight[1], {b[2], b[3]});
+      }
       __syncwarp();  // the values were used
-      tile.fetch(values, v_offset(cache), layout);
+      tile.fetch(values, v_offset(cache));
     }
 
+    total += __shfl_xor_sync(~0u, total, 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    const int h = warp * p.heads + lane / 4;
+    if (lane / 4 < heads) {
 #pragma unroll
-    for (int h = 0; h < H; ++h) {
-#pragma unroll
-      for (int offset = 16; offset > 0; offset /= 2) total[h] += __shfl_xor_sync(~0u, total[h], offset);
-      if (lane * 4 < d) store(sums + (warp * H + h) * d + lane * 4, sum[h]);
-      if (lane == 0) {
-        maxima[warp * H + h] = max[h];
-        totals[warp * H + h] = total[h];
+      for (int i = 0; i < kGroups; ++i) {
+        const int column = i * 8 + lane % 4 * 2;
+        if (column < D) store(sums + h * D + column, sum[i]);
+      }
+      if (lane % 4 == 0) {
+        maxima[h] = max;
+        totals[h] = total;
       }
     }
     __syncthreads();
     const int first_block = deal.block_of(at.start), last_block = deal.block_of(at.start + at.units - 1);
     const bool whole = first_block == last_block;
     const auto part = [&](int block) {
-      return p.partial + (block * 2 + (block == first_block)) * part_floats(H, d);
+      return p.partial + (block * 2 + (block == first_block)) * part_floats(p.heads, D);
     };
-    T* out = p.out + (int64_t{at.row} * p.n_heads + first_head) * d;
-    for (int item = threadIdx.x; item < heads * d; item += kThreads) {
-      const int h = item / d, i = item % d;
+    T* out = p.out + (int64_t{at.row} * p.n_heads + first_head) * D;
+    for (int item = threadIdx.x; item < heads * D; item += kThreads) {
+      const int h = item / D, i = item % D;
       Sums all;
       for (int w = 0; w < kWarps; ++w)
-        all.add(maxima[w * H + h], totals[w * H + h], sums[(w * H + h) * d + i]);
+        all.add(maxima[w * p.heads + h], totals[w * p.heads + h], sums[(w * p.heads + h) * D + i]);
       if (whole) {
         out[item] = from_float<T>(all.value / all.total);
       } else {
-        float* to = part(blockIdx.x) + h * (d + 2);
+        float* to = part(blockIdx.x) + h * (D + 2);
         to[i] = all.value;
         if (i == 0) {
-          to[d] = all.max;
-          to[d + 1] = all.total;
+          to[D] = all.max;
+          to[D + 1] = all.total;
         }
       }
     }
@@ -251,13 +262,13 @@ __global__ void __launch_bounds__(kThreads, H < kMaxHeads ? kBlocksPerSm : 2) de
       }
       __syncthreads();
       __threadfence();
-      for (int item = threadIdx.x; last && item < heads * d; item += kThreads) {
-        const int h = item / d, i = item % d;
+      for (int item = threadIdx.x; last && item < heads * D; item += kThreads) {
+        const int h = item / D, i = item % D;
         Sums all;
 #pragma unroll 4
         for (int block = first_block; block <= last_block; ++block) {
-          const float* from = part(block) + h * (d + 2);
-          all.add(__ldcg(from + d), __ldcg(from + d + 1), __ldcg(from + i));
+          const float* from = part(block) + h * (D + 2);
+          all.add(__ldcg(from + D), __ldcg(from + D + 1), __ldcg(from + i));
         }
         out[item] = from_float<T>(all.value / all.total);
       }
@@ -267,14 +278,6 @@ __global__ void __launch_bounds__(kThreads, H < kMaxHeads ? kBlocksPerSm : 2) de
   }
 }
 
-template <typename T, int N>
-auto kernel_of(int heads) {
-  return heads == 1   ? decode_kernel<T, N, 1>
-         : heads == 2 ? decode_kernel<T, N, 2>
-         : heads == 4 ? decode_kernel<T, N, 4>
-                      : decode_kernel<T, N, kMaxHeads>;
-}
-
 int most_blocks(Device device) {
   int processors = 0;
   check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device.index),
@@ -282,50 +285,52 @@ int most_blocks(Device device) {
   return processors * kBlocksPerSm;
 }
 
-bool served(const KvLayer& cache, const TokenTable& tokens, DType dtype) {
-  return !tokens.reference && dtype != DType::fp32 && cache.head_dim % 4 == 0 && cache.head_dim >= 64 &&
-         cache.head_dim <= 128 && cache.block_size % kOctet == 0 && aligned(16, cache.data);
+/// Whether there is a kernel for this; then it is launched.
+template <typename T, int D>
+bool launch(Problem<T> p, int blocks, Stream& stream) {
+  const auto kernel = decode_kernel<T, D>;
+  if (code_version(kernel) < 80 || p.cache.block_size % kOctet != 0 || !aligned(16, p.cache.data))
+    return false;
+  const int64_t units =
+      int64_t{p.tokens.n_single} * p.cache.n_kv_heads * p.sets * ((p.tokens.max_context + kUnit - 1) / kUnit);
+  const int shared = Layout<T, D>::bytes(p.heads);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+             "decode_attention");
+  launch_dependent(kernel, static_cast<unsigned>(std::min<int64_t>(blocks, units)), kThreads, shared, stream,
+                   p);
+  return true;
 }
 
 }  // namespace
 
 size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device) {
-  const size_t floats = 2 * part_floats(heads_at_once(n_heads / n_kv_heads), head_dim);
+  const size_t floats = 2 * part_floats(std::min(n_heads / n_kv_heads, kHeads), head_dim);
   return most_blocks(device) * (sizeof(int) + floats * sizeof(float));
 }
 
 void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
                       int n_heads, float scale, void* workspace, DType dtype, Stream& stream) {
-  const int group = n_heads / cache.n_kv_heads, heads = heads_at_once(group),
-            blocks = most_blocks(stream.device());
+  const int group = n_heads / cache.n_kv_heads, heads = std::min(group, kHeads);
+  const int blocks = most_blocks(stream.device());
   bool done = false;
-  if (served(cache, tokens, dtype)) {
-    with_type(dtype, [&](auto type) {
-      using T = decltype(type);
-      if constexpr (kHasMma<T>) {
-        const auto kernel = cache.head_dim % 8 == 0 ? kernel_of<T, 8>(heads) : kernel_of<T, 4>(heads);
-        if (code_version(kernel) < 80) return;
-        Problem<T> p{.out = static_cast<T*>(out),
-                     .qkv = static_cast<const T*>(qkv),
-                     .cache = cache,
-                     .tokens = tokens,
-                     .rope = rope,
-                     .n_heads = n_heads,
-                     .sets = (group + heads - 1) / heads,
-                     .scale = scale * 1.44269504f,
-                     .arrived = static_cast<int*>(workspace),
-                     .partial = reinterpret_cast<float*>(static_cast<int*>(workspace) + blocks)};
-        const int64_t most =
-            int64_t{tokens.n_single} * cache.n_kv_heads * p.sets * ((tokens.max_context + kUnit - 1) / kUnit);
-        const int shared = Layout(heads, cache.head_dim).bytes();
-        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                   "decode_attention");
-        launch_dependent(kernel, static_cast<unsigned>(std::min<int64_t>(blocks, most)), kThreads, shared,
-                         stream, p);
-        done = true;
-      }
-    });
-  }
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (kHasMma<T>) {
+      if (tokens.reference) return;
+      const Problem<T> p{.out = static_cast<T*>(out),
+                         .qkv = static_cast<const T*>(qkv),
+                         .cache = cache,
+                         .tokens = tokens,
+                         .rope = rope,
+                         .n_heads = n_heads,
+                         .heads = heads,
+                         .sets = (group + heads - 1) / heads,
+                         .scale = scale * 1.44269504f,
+                         .arrived = static_cast<int*>(workspace),
+                         .partial = reinterpret_cast<float*>(static_cast<int*>(workspace) + blocks)};
+      with_head_dim(cache.head_dim, [&](auto d) { done = launch<T, d()>(p, blocks, stream); });
+    }
+  });
   if (done) return;
   TokenTable single = tokens;
   single.n_tokens = tokens.n_single;

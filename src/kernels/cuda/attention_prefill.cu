@@ -11,23 +11,6 @@ using namespace prefill;
 
 namespace {
 
-template <typename T>
-__device__ inline uint32_t pack(float low, float high);
-template <>
-__device__ inline uint32_t pack<__half>(float low, float high) {
-  const __half2 both = __floats2half2_rn(low, high);
-  uint32_t word;
-  memcpy(&word, &both, sizeof word);
-  return word;
-}
-template <>
-__device__ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  uint32_t word;
-  memcpy(&word, &both, sizeof word);
-  return word;
-}
-
 /// score = queries * keys^T for a warp's 16 queries: score[j] are keys 8j to 8j + 7 (fragments as mma_16x8x16's c).
 template <typename T, int D>
 __device__ inline void multiply_keys(float (&score)[kKeys / 8][4], const char* queries, const char* keys) {
@@ -236,11 +219,11 @@ bool launch(T* out, const T* qkv, const KvLayer& cache, const TokenTable& tokens
             Stream& stream) {
   const auto kernel = prefill_kernel<T, D>;
   if (code_version(kernel) < 80 || cache.block_size % 8 != 0 || !aligned(16, qkv, cache.data)) return false;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Rows<D>::kShared),
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared<D>),
              "attend_runs");
   const dim3 grid((tokens.n_tokens - tokens.n_single + kQueries - 1) / kQueries, n_heads);
-  kernel<<<grid, kThreads, Rows<D>::kShared, native(stream)>>>(out, qkv, cache, tokens, n_heads,
-                                                               scale * 1.44269504f);
+  kernel<<<grid, kThreads, kShared<D>, native(stream)>>>(out, qkv, cache, tokens, n_heads,
+                                                         scale * 1.44269504f);
   check_launch("attend_runs");
   return true;
 }
@@ -252,15 +235,10 @@ bool attend_runs(void* out, const void* qkv, const KvLayer& cache, const TokenTa
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (kHasMma<T>) {
-      const auto run = [&](auto head_dim) {
-        done = launch<T, head_dim()>(static_cast<T*>(out), static_cast<const T*>(qkv), cache, tokens, n_heads,
-                                     scale, stream);
-      };
-      using Dims = std::integer_sequence<int, 64, 80, 96, 100, 104, 128>;
-      [&]<int... D>(std::integer_sequence<int, D...>) {
-        (void)((cache.head_dim == D && (run(std::integral_constant<int, D>{}), true)) || ...);
-      }
-      (Dims{});
+      with_head_dim(cache.head_dim, [&](auto d) {
+        done = launch<T, d()>(static_cast<T*>(out), static_cast<const T*>(qkv), cache, tokens, n_heads, scale,
+                              stream);
+      });
     }
   });
   return done;

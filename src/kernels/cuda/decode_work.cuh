@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kv.cuh"
-#include "mma.cuh"
+#include "rows.cuh"
 
 namespace pipeinfer::kernels::cuda::decode {
 
@@ -12,6 +12,7 @@ inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
 inline constexpr int kOctet = 8;   // positions: always in one KV block, and 16-byte aligned there
 inline constexpr int kTile = 32;   // positions: what a warp takes at a time
+inline constexpr int kHeads = 8;   // query heads that a block takes at most: rows of a product
 inline constexpr int kUnit = 256;  // positions: splitting finer costs more than it gains
 
 __device__ inline int units_of(int context) { return (context + kUnit - 1) / kUnit; }
@@ -101,32 +102,25 @@ __device__ void begin(const TokenTable& tokens, int heads, Deal& deal, Cursor& a
   at.enter_item();
 }
 
-/// Bytes of shared memory: tiles of K and V a warp; q; the new token's k and v; weights, sums, maxima and totals a warp.
+/// Where things lie in a block's shared memory, in bytes: tiles of K and V of each warp, and what follows.
+template <typename T, int D>
 struct Layout {
-  int stride;  // bytes from one row of a tile to the next
-  int heads, head_dim;
-
-  __host__ __device__ Layout(int heads, int head_dim) : heads(heads), head_dim(head_dim) {
-    stride = head_dim * 2;
-    if (stride % 32 == 0) stride += 16;  // 16-byte units odd in number, where rows are whole ones
-  }
-  __host__ __device__ int tile() const { return kTile * stride; }
-  __host__ __device__ int q() const { return 2 * kWarps * tile(); }
-  __host__ __device__ int fresh() const { return q() + heads * head_dim * 4; }
-  __host__ __device__ int weights() const { return fresh() + 2 * head_dim * 2; }
-  __host__ __device__ int sums() const { return weights() + kWarps * heads * kTile * 4; }
-  __host__ __device__ int maxima() const { return sums() + kWarps * heads * head_dim * 4; }
-  __host__ __device__ int totals() const { return maxima() + kWarps * heads * 4; }
-  __host__ __device__ int bytes() const { return totals() + kWarps * heads * 4; }
+  using R = Rows<D>;
+  static constexpr int kTileBytes = kTile * R::kStride;
+  static constexpr int kQ = 2 * kWarps * kTileBytes;               // [kHeads, whole groups of 8] of T
+  static constexpr int kFresh = kQ + kHeads * R::kGroups * 8 * 2;  // [2, D] of T: the new token's k and v
+  static constexpr int kSums = kFresh + 2 * D * 2;                 // [kWarps, heads, D] floats, then a warp's
+                                                                   // maxima and totals [kWarps, 2, heads]
+  static int bytes(int heads) { return kSums + kWarps * heads * (D + 2) * 4; }
 };
 
-/// Up to 32 positions of an item, whole octets; each 8 lanes copy one.
-template <typename T>
+/// Up to 32 positions of an item, whole octets. Lane i knows octet i % 4.
+template <typename T, int D>
 struct Tile {
   int first = 0;  // position
   int octets = 0;
-  const T* keys = nullptr;  // of this lane's octet
-  int bytes = 0;            // of it that are in the cache: the new token's row is not
+  const T* keys = nullptr;
+  int rows = 0;  // of the octet that are in the cache: the new token's is not
 
   Tile() = default;
   __device__ Tile(const KvLayer& cache, const Cursor& at, int kv_head, int round) {
@@ -134,28 +128,24 @@ struct Tile {
     const int octet = at.octets * piece / pieces;
     octets = at.octets * (piece + 1) / pieces - octet;
     first = (at.octet + octet) * kOctet;
-    const int own = threadIdx.x % 32 / 8;
+    const int own = threadIdx.x % 4, position = first + own * kOctet;
     if (own >= octets) return;
-    const int position = first + own * kOctet;
     keys = key_row<T>(cache, at.blocks, position, kv_head);
-    bytes = min(at.context - 1 - position, kOctet) * cache.head_dim * static_cast<int>(sizeof(T));
+    rows = at.context - 1 - position;
   }
+  /// Pairs of octets: what the products take at once. The second of the last may not be there.
+  __device__ int pairs() const { return (octets + 1) / 2; }
 
-  /// Starts the copy of K (offset 0) or V into a tile of shared memory; rows that are not cached become zeros.
-  __device__ void fetch(char* to, int64_t offset, const Layout& layout) const {
-    const int own = threadIdx.x % 32 / 8, d = layout.head_dim, pad = layout.stride - 2 * d;
-    if (own < octets) {
-      const char* from = reinterpret_cast<const char*>(keys + offset);
-      const int row = pad ? d / 8 : d;  // 16-byte vectors; of 8 rows that lie together, all are one
-      to += own * kOctet * layout.stride;
-#pragma unroll 4
-      for (int v = threadIdx.x % 8, column = v; v < d; v += 8, column += 8) {
-        if (column >= row) {
-          column -= row;
-          to += pad;
-        }
-        copy_part_to_shared(to + v * 16, from + v * 16, max(0, min(bytes - v * 16, 16)));
-      }
+  /// Starts the copy of K (offset 0) or V; rows of the pairs that are not in the cache become zeros.
+  __device__ void fetch(char* to, int64_t offset) const {
+#pragma unroll
+    for (int o = 0; o < kTile / kOctet; ++o) {
+      if (o >= 2 * pairs()) continue;
+      const auto address = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(keys), o);
+      const T* from = reinterpret_cast<const T*>(address) + offset;
+      const int n = __shfl_sync(~0u, rows, o);
+      Rows<D>::fetch(to + o * kOctet * Rows<D>::kStride, reinterpret_cast<const char*>(from), D * sizeof(T),
+                     n);
     }
     commit_copies();
   }

@@ -62,6 +62,15 @@ __device__ inline void mma_8x8x16(float (&c)[2], const uint32_t (&a)[2], const u
   c[1] = whole[1];
 }
 
+template <typename T>
+__device__ inline void mma_8x8x8(float (&c)[2], uint32_t a, uint32_t b) {
+  float whole[4] = {c[0], c[1], 0, 0};
+  const uint32_t rows[2] = {a, 0};
+  mma_16x8x8<T>(whole, rows, b);
+  c[0] = whole[0];
+  c[1] = whole[1];
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -101,15 +110,6 @@ __device__ inline void copy_to_shared(void* to, const void* from, bool read = tr
                  "n"(bytes), "r"(size)
                  : "memory");
   }
-#endif
-}
-
-/// Starts a copy of the first `bytes` (0 to 16) of 16, both aligned to 16; zeros for the rest, which is not read.
-__device__ inline void copy_part_to_shared(void* to, const void* from, int bytes) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(bytes)
-               : "memory");
 #endif
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kv.cuh"
-#include "mma.cuh"
+#include "rows.cuh"
 
 namespace pipeinfer::kernels::cuda::prefill {
 
@@ -12,36 +12,9 @@ inline constexpr int kThreads = kWarps * 32;
 inline constexpr int kQueries = kWarps * 16;
 inline constexpr int kKeys = 64;
 
-/// This thread's lane, computed anew: addresses made of it are not kept in registers from tile to tile.
-__device__ inline int lane_again() {
-  int lane = threadIdx.x % 32;
-  asm volatile("" : "+r"(lane));
-  return lane;
-}
-
-/// How rows of D elements lie in shared memory: padded with zeros to whole groups of 8, at a stride of an odd number of
-/// 16-byte units, so that the eight rows of a matrix load fall into different banks.
+/// Bytes of shared memory: queries, K and V.
 template <int D>
-struct Rows {
-  static constexpr int kGroups = (D + 7) / 8;
-  static constexpr int kStride = (kGroups | 1) * 16;   // bytes
-  static constexpr int kVector = D % 8 == 0 ? 16 : 8;  // bytes of a copy: rows begin at its multiples
-  static constexpr int kVectors = D * 2 / kVector;     // a row
-  static constexpr int kAtOnce = 32 / kVectors;        // rows that a warp copies by one instruction
-  static constexpr int kShared = (kQueries + 2 * kKeys) * kStride;  // queries, K, V
-  static_assert(kVectors <= 32 && D % 4 == 0);
-
-  /// A warp copies 8 rows; those from `n` on become zeros.
-  __device__ static void fetch(char* to, const char* from, int64_t pitch, int n) {
-    const int lane = lane_again(), first = lane / kVectors, column = lane % kVectors * kVector;
-    if (first >= kAtOnce) return;
-#pragma unroll
-    for (int base = 0; base < 8; base += kAtOnce) {
-      const int row = base + first;
-      if (row < 8) copy_to_shared<kVector>(to + row * kStride + column, from + row * pitch + column, row < n);
-    }
-  }
-};
+inline constexpr int kShared = (kQueries + 2 * kKeys) * Rows<D>::kStride;
 
 /// The tokens of a block: their positions, and where runs begin.
 struct Tokens {

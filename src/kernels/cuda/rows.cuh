@@ -1,0 +1,65 @@
+// What the attention kernels on tensor cores share: rows of D elements in shared memory, and operands from sums.
+#pragma once
+
+#include "mma.cuh"
+
+namespace pipeinfer::kernels::cuda {
+
+/// This thread's lane, computed anew: addresses made of it are not kept in registers from tile to tile.
+__device__ inline int lane_again() {
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));
+  return lane;
+}
+
+/// How rows of D elements lie in shared memory: padded with zeros to whole groups of 8, at a stride of an odd number of
+/// 16-byte units, so that the eight rows of a matrix load fall into different banks.
+template <int D>
+struct Rows {
+  static constexpr int kGroups = (D + 7) / 8;
+  static constexpr int kStride = (kGroups | 1) * 16;   // bytes
+  static constexpr int kVector = D % 8 == 0 ? 16 : 8;  // bytes of a copy: rows begin at its multiples
+  static constexpr int kVectors = D * 2 / kVector;     // a row
+  static constexpr int kAtOnce = 32 / kVectors;        // rows that a warp copies by one instruction
+  static_assert(kVectors <= 32 && D % 4 == 0);
+
+  /// A warp copies 8 rows; those from `n` on become zeros.
+  __device__ static void fetch(char* to, const char* from, int64_t pitch, int n) {
+    const int lane = lane_again(), first = lane / kVectors, column = lane % kVectors * kVector;
+    if (first >= kAtOnce) return;
+#pragma unroll
+    for (int base = 0; base < 8; base += kAtOnce) {
+      const int row = base + first;
+      if (row < 8) copy_to_shared<kVector>(to + row * kStride + column, from + row * pitch + column, row < n);
+    }
+  }
+};
+
+/// Two neighbours of an operand.
+template <typename T>
+__device__ inline uint32_t pack(float low, float high);
+template <>
+__device__ inline uint32_t pack<__half>(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  uint32_t word;
+  memcpy(&word, &both, sizeof word);
+  return word;
+}
+template <>
+__device__ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  uint32_t word;
+  memcpy(&word, &both, sizeof word);
+  return word;
+}
+
+/// Calls f with the head dimension as a type, where it is one that these kernels are made for.
+template <typename F>
+void with_head_dim(int head_dim, F&& f) {
+  const auto pick = [&]<int... D>(std::integer_sequence<int, D...>) {
+    ((head_dim == D ? f(std::integral_constant<int, D>{}) : void()), ...);
+  };
+  pick(std::integer_sequence<int, 64, 80, 96, 100, 104, 128>{});
+}
+
+}  // namespace pipeinfer::kernels::cuda
