@@ -88,14 +88,15 @@ void MpiThread::finalize(double timeout_s) {
   leave_ordered_ = new_orders_ = true;
   ordered_.notify_one();
   // Rank 0 hears all others: it has the first word. Time in which this process was stopped is nobody's fault.
-  double end_s = now_s() + timeout_s + (place_.rank == 0 ? 0.5 : 3);
+  const double patience_s = timeout_s + (place_.rank == 0 ? 0.5 : 3);
+  double end_s = now_s() + patience_s;
   for (double looked_s = now_s();
        !changed_.wait_for(lock, seconds(0.05), [&] { return ended_ || !failure_.empty(); });) {
     const double now = now_s();
     if (now - looked_s > timeout_s / 4) end_s += now - looked_s;
     looked_s = now;
     if (now > end_s)
-      runtime_failure(cat("MPI_Finalize did not finish within ", timeout_s, " s: ", missing()));
+      runtime_failure(cat("MPI_Finalize did not finish within ", timeout_s, " s: ", missing(patience_s)));
   }
   if (!failure_.empty()) runtime_failure(failure_);
   lock.unlock();
@@ -115,11 +116,12 @@ void MpiThread::abort(int exit_code) noexcept {
   launcher_abort(exit_code);  // the MPI thread hangs in a call
 }
 
-// Who is not there, as far as this rank can tell. Signs of life go on until every rank wants to leave.
-std::string MpiThread::missing() const {
+// Who has not been there for most of that time, as far as this rank can tell. Signs of life go on until every rank wants
+// to leave, and one that takes the job down has shown them until then.
+std::string MpiThread::missing(double waited_s) const {
   for (int peer = 0; leaving_ <= Leaving::wait_for_all && peer < place_.size; peer++) {
     const bool heard = (place_.rank == 0) != (peer == 0);
-    if (heard && lives_->at(peer).silent_s > timeout_s_)
+    if (heard && lives_->at(peer).silent_s > 0.75 * waited_s)
       return cat("rank ", peer, " (", place_.hosts[peer], ") is lost");
   }
   return "some rank does not leave";

@@ -94,7 +94,7 @@ class MpiThread {
   bool deliver_arrivals();
   void show_life_to_peers();
   void leave();
-  std::string missing() const;
+  std::string missing(double waited_s) const;
   void rest(bool busy);
   void check(int code, const char* call, int peer) const;
   static Queue queue_of(const Parcel& parcel);

@@ -5,9 +5,12 @@ usage: failure_test.py PROGRAM PROJECT_ROOT PYTHON_WITH_NUMPY
 """
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import time
 
@@ -126,12 +129,12 @@ class Failures(program.ProgramTest):
         return self.write("many.jsonl", "\n".join(lines))
 
     def undisturbed(self, prompts):
-        return plain(self.demo(prompts, self.folder / "undisturbed", 1, "--max-new-tokens", 100))
+        return plain(self.demo(prompts, self.folder / "undisturbed", 1, "--max-new-tokens", 100, "--threads", 1))
 
     def interrupted(self, ranks, prompts, output, *arguments):
         """A run in which at least one prompt and not all of them are done."""
         run = self.start(ranks, "run", "--model", self.project / "configs/demo_model", "--prompts", prompts, "--device",
-                         "cpu", "--output-dir", output, "--max-new-tokens", 100, "--batch-size", 4, *arguments)
+                         "cpu", "--output-dir", output, "--max-new-tokens", 100, "--batch-size", 4, "--threads", 1, *arguments)
         records = output / "completions_rank_0.jsonl"
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (records.exists() and records.stat().st_size > 0):
@@ -140,7 +143,7 @@ class Failures(program.ProgramTest):
         return run
 
     def resume(self, prompts, output, ranks):
-        return plain(self.demo(prompts, output, ranks, "--max-new-tokens", 100, "--resume"))
+        return plain(self.demo(prompts, output, ranks, "--max-new-tokens", 100, "--threads", 1, "--resume"))
 
     def test_a_signal_stops_resumably(self):
         prompts = self.many()
@@ -176,6 +179,78 @@ class Failures(program.ProgramTest):
                     except ProcessLookupError:
                         pass
                 self.assertEqual(self.resume(prompts, output, 2), expected)
+
+    def stopped_by_a_write_error(self, run, output, why):
+        """Exit code 1, one sentence that names the file, and whole records. -> those, by file."""
+        _, errors = run.communicate(timeout=60)
+        self.assertEqual(run.returncode, 1, errors)
+        said = re.findall(rf"^pipeinfer: cannot write ({re.escape(str(output))}/\S+): {why}$", errors, re.MULTILINE)
+        self.assertEqual(len(said), 1, errors)
+        files = {file: file.read_bytes() for file in output.glob("completions_rank_*.jsonl")}
+        for data in files.values():
+            for line in data.splitlines(keepends=True):
+                self.assertTrue(line.endswith(b"\n"), line)
+                json.loads(line)
+        return files
+
+    def start_writing(self, ranks, prompts, output, **options):
+        return self.start(ranks, "run", "--model", self.project / "configs/demo_model", "--prompts", prompts, "--device",
+                          "cpu", "--output-dir", output, "--max-new-tokens", 100, "--batch-size", 4, "--threads", 1, **options)
+
+    def check_completed(self, prompts, output, before, expected):
+        self.assertEqual(self.resume(prompts, output, 1), expected)
+        for file, data in before.items():
+            self.assertTrue(file.read_bytes().startswith(data), file)
+        lines = b"".join(file.read_bytes() for file in output.glob("completions_rank_*.jsonl")).splitlines()
+        self.assertEqual(len(lines), len(expected))
+
+    def test_a_full_disk_stops_the_run_and_loses_nothing(self):
+        disk = self.folder / "disk"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            self.skipTest("tmpfs cannot be mounted here; test_a_file_size_limit covers a failed write")
+        self.addCleanup(subprocess.run, ["umount", disk], check=True)
+        prompts = self.many()
+        expected = self.undisturbed(prompts)
+        # Too small for the manifest, for the second record, for the merged file.
+        for ranks, pages in ((1, 1), (2, 7), (1, 12)):
+            with self.subTest(ranks=ranks, pages=pages):
+                output = disk / f"out-{pages}"
+                subprocess.run(["mount", "-o", f"remount,size={4 * pages}k", disk], check=True)
+                before = self.stopped_by_a_write_error(self.start_writing(ranks, prompts, output), output,
+                                                       "No space left on device")
+                subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+                self.check_completed(prompts, output, before, expected)
+                shutil.rmtree(output)
+
+    def test_a_file_size_limit_is_a_write_error(self):
+        prompts = self.many()
+        output = self.folder / "limited"
+        run = self.start_writing(1, prompts, output,
+                                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)))
+        before = self.stopped_by_a_write_error(run, output, "File too large")
+        self.assertGreater(sum(map(len, before.values())), 0)
+        self.check_completed(prompts, output, before, self.undisturbed(prompts))
+
+    def test_resume_drops_a_torn_line_and_refuses_changed_results(self):
+        prompts = self.many()
+        expected = self.undisturbed(prompts)
+        output = self.folder / "undisturbed"
+        records = output / "completions_rank_0.jsonl"
+        lines = records.read_bytes().splitlines(keepends=True)
+        (output / "completions.jsonl").unlink()
+        records.write_bytes(b"".join(lines[:10]) + lines[10][:37])
+        for changed, words in ((["--temperature", 0.5], ["temperature was 0.0 and is 0.5"]),
+                               (["--max-new-tokens", 99], ["max_new_tokens was 100 and is 99"]),
+                               (["--prompts", self.write("other.jsonl", prompts.read_text().replace("said 3", "spake 3"))],
+                                ["prompt 3 (from 0) of the prompts file has changed"])):
+            done = self.run_program(1, "run", "--model", self.project / "configs/demo_model", "--prompts", prompts, "--device",
+                                    "cpu", "--output-dir", output, "--max-new-tokens", 100, "--resume", *changed, expect=2)
+            for word in [str(output), *words]:
+                self.assertIn(word, done.stderr)
+        self.assertEqual(self.resume(prompts, output, 2), expected)
+        self.assertEqual(records.read_bytes().splitlines(keepends=True)[:10], lines[:10])
 
 
 if __name__ == "__main__":
