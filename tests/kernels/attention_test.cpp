@@ -256,12 +256,15 @@ TEST_F(Attention, EqualsTheSoftmaxInDouble) {
       const std::vector<float> cache = cache_->read(stream_);
       const Tensor qkv = random(dtype, size_t(step.size()) * shape.row(), 2);
       const std::vector<float> rows = qkv.read(stream_);
-      Tensor out(dtype, size_t(step.size()) * shape.n_heads * d, stream_);
-      with_tokens(step, [&](const TokenTable& tokens) {
-        paged_attention(out.data(), qkv.data(), layer(), tokens, shape.n_heads, scale, dtype, stream_);
-      });
-
-      expect_near(out.read(stream_), softmax(step, rows, cache, scale), tolerance(dtype), shape.text());
+      const std::vector<double> expected = softmax(step, rows, cache, scale);
+      for (bool reference : {false, true}) {
+        Tensor out(dtype, size_t(step.size()) * shape.n_heads * d, stream_);
+        with_tokens(step, [&](TokenTable tokens) {
+          tokens.reference = reference;
+          paged_attention(out.data(), qkv.data(), layer(), tokens, shape.n_heads, scale, dtype, stream_);
+        });
+        expect_near(out.read(stream_), expected, tolerance(dtype), shape.text());
+      }
     }
   }
 }
@@ -313,6 +316,7 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
         const std::vector<float> expected_cache = cache_->read(stream_);
         cache_->write(before, stream_);
         with_tokens(step, [&](TokenTable tokens) {
+          tokens.reference = round == 1;
           tokens.max_context = shape.context;
           decode_attention(out.data(), qkv.data(), layer(), tokens, rope, shape.n_heads, scale,
                            workspace.data(), dtype, stream_);

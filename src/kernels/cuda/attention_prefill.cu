@@ -100,8 +100,9 @@ __global__ void __launch_bounds__(kThreads, D <= 104 ? 2 : 1)
   const int64_t pitch = int64_t{n_heads + 2 * cache.n_kv_heads} * D;
   for (int half = 0; half < 16; half += 8) {
     const int row = warp * 16 + half;
-    R::fetch(queries + row * R::kStride, reinterpret_cast<const char*>(qkv + (t0 + row) * pitch + head * D),
-             pitch * sizeof(T), own.count - row);
+    R::fetch(lane_again(), queries + row * R::kStride,
+             reinterpret_cast<const char*>(qkv + (t0 + row) * pitch + head * D), pitch * sizeof(T),
+             own.count - row);
   }
   if (threadIdx.x == 0) {
     tiles[0].end = 0;

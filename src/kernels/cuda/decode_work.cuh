@@ -144,8 +144,8 @@ struct Tile {
       const auto address = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(keys), o);
       const T* from = reinterpret_cast<const T*>(address) + offset;
       const int n = __shfl_sync(~0u, rows, o);
-      Rows<D>::fetch(to + o * kOctet * Rows<D>::kStride, reinterpret_cast<const char*>(from), D * sizeof(T),
-                     n);
+      Rows<D>::fetch(threadIdx.x % 32, to + o * kOctet * Rows<D>::kStride,
+                     reinterpret_cast<const char*>(from), D * sizeof(T), n);
     }
     commit_copies();
   }

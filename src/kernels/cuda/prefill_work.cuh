@@ -68,7 +68,8 @@ struct KeyTile {
     static_assert(kKeys == kWarps * 8);
     const int row = threadIdx.x / 32 * 8, n = keys - first - row;
     const T* from = n > 0 ? key_row<T>(cache, blocks, first + row, kv_head) + offset : nullptr;
-    Rows<D>::fetch(to + row * Rows<D>::kStride, reinterpret_cast<const char*>(from), D * sizeof(T), n);
+    Rows<D>::fetch(lane_again(), to + row * Rows<D>::kStride, reinterpret_cast<const char*>(from),
+                   D * sizeof(T), n);
     commit_copies();
   }
 };

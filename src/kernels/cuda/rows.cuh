@@ -23,14 +23,16 @@ struct Rows {
   static constexpr int kAtOnce = 32 / kVectors;        // rows that a warp copies by one instruction
   static_assert(kVectors <= 32 && D % 4 == 0);
 
-  /// A warp copies 8 rows; those from `n` on become zeros.
-  __device__ static void fetch(char* to, const char* from, int64_t pitch, int n) {
-    const int lane = lane_again(), first = lane / kVectors, column = lane % kVectors * kVector;
+  /// A warp, of which this is thread `lane`, copies 8 rows; those from `n` on become zeros.
+  __device__ static void fetch(int lane, char* to, const char* from, int64_t pitch, int n) {
+    const int first = lane / kVectors, column = lane % kVectors * kVector;
     if (first >= kAtOnce) return;
+    to += first * kStride + column;
+    from += first * pitch + column;
+    n -= first;
 #pragma unroll
-    for (int base = 0; base < 8; base += kAtOnce) {
-      const int row = base + first;
-      if (row < 8) copy_to_shared<kVector>(to + row * kStride + column, from + row * pitch + column, row < n);
+    for (int row = 0; row < 8; row += kAtOnce) {
+      if (row + first < 8) copy_to_shared<kVector>(to + row * kStride, from + row * pitch, row < n);
     }
   }
 };
