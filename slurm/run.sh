@@ -9,6 +9,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 PIPEINFER=${PIPEINFER:-}             # the executable; default: the image's, else the gpu build's, else the cpu build's
 IMAGE=${IMAGE:-}                     # an Apptainer image or sandbox to run it in; none: bare metal
 BIND=${BIND:-}                       # more folders that the image shall see: /scratch,/data:/data:ro
+APPTAINER_OPTIONS=${APPTAINER_OPTIONS:-}  # more options of apptainer exec, e.g. --userns
 MODEL=${MODEL:-}                     # --model
 PROMPTS=${PROMPTS:-}                 # --prompts (run)
 OUTPUT_DIR=${OUTPUT_DIR:-}           # --output-dir (run)
@@ -68,12 +69,16 @@ esac
 image=()
 if [ -n "$IMAGE" ]; then
   # MPI and Slurm keep their sockets under these folders; the model, prompts and results are the user's.
+  read -ra image_options <<<"$APPTAINER_OPTIONS"
   binds=$PWD
   for folder in /tmp /dev/shm /var/spool "$(dirname "${PROMPTS:-.}")" "${MODEL:-.}" "$here/configs" \
       "$(dirname "${OUTPUT_DIR:-.}")"; do
-    if [ -e "$folder" ]; then binds+=,$(realpath "$folder"); fi
+    if [ -e "$folder" ]; then
+      folder=$(realpath "$folder")
+      case ",$binds," in *",$folder,"*) ;; *) binds+=,$folder ;; esac
+    fi
   done
-  image=(apptainer exec --bind "$binds${BIND:+,$BIND}")
+  image=(apptainer --silent exec "${image_options[@]}" --bind "$binds${BIND:+,$BIND}")
   [ "$GPUS_PER_NODE" = 0 ] || image+=(--nv)
   image+=("$IMAGE")
 fi

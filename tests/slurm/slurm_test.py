@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""slurm/submit.sbatch and slurm/interactive.sh run the demo on two nodes of a real Slurm, and get what one process gets.
+"""The scripts of slurm/ run the demo on two nodes of a real Slurm, and get what one process gets.
 
 usage: slurm_test.py PIPEINFER PROJECT_ROOT [unittest options]     exits with 77 where Slurm cannot run
 """
@@ -84,62 +84,69 @@ class Demo(unittest.TestCase):
         self.assertEqual((fields["JobState"], fields["ExitCode"]), ("FAILED", "2:0"), printed)
         self.assertIn("NODES=3, but this allocation has 2: submit it with sbatch --nodes=3", printed)
 
-    def submit_long(self, name: str, n_prompts: int, **environment: str) -> tuple[str, Path, list]:
-        """Submits a run of some time through slurm/submit.sh. -> job, run folder, what one process completes."""
+    def submit_slow(self, name: str, n_prompts: int, **environment: str) -> tuple[str, Path, list]:
+        """Submits a run of one sequence at a time through slurm/submit.sh. -> job, run folder, what it must complete."""
         prompts = self.folder / f"{name}.jsonl"
         prompts.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"And the LORD said {i}"}) + "\n"
                                    for i in range(n_prompts)))
-        run = ["--max-new-tokens", "300", "--ignore-eos", "--threads", "1"]
-        model = str(self.project / "configs/demo_model")
-        subprocess.run([self.program, "run", "--model", model, "--prompts", prompts, "--output-dir",
-                        self.folder / f"{name}-alone", *run], check=True,
+        config = self.folder / f"{name}.json"
+        config.write_text(json.dumps({
+            "model": {"model_path": str(self.project / "configs/demo_model")},
+            "inference": {"max_new_tokens": 300, "ignore_eos": True, "batch_size": 1},
+            "inputs": {"prompt_path": prompts.name},
+            "runtime": {"device": "cpu", "threads": 1, "grace_s": 1}}))
+        alone = self.folder / f"{name}-alone"
+        subprocess.run([self.program, "run", "--config", config, "--output-dir", alone, "--batch-size", "64"], check=True,
                        env=self.cluster.environment(), capture_output=True, timeout=240)
         folder = self.folder / name
-        said = self.cluster.run([str(self.project / "slurm/submit.sh"), *run, "--batch-size", "1", "--grace-s", "1"],
-                                PIPEINFER=str(self.program), DEVICE="cpu", MODEL=model, PROMPTS=str(prompts),
-                                RUN_DIR=str(folder), NODES="2", **environment).stdout
+        said = self.cluster.run([str(self.project / "slurm/submit.sh")], PIPEINFER=str(self.program), DEVICE="cpu",
+                                CONFIG=str(config), RUN_DIR=str(folder), **environment).stdout
         job = (folder / "jobs").read_text().strip()
         self.assertIn(f"job {job}, run folder {folder}", said)
-        return job, folder, self.completions(self.folder / f"{name}-alone")
+        return job, folder, self.completions(alone)
 
     def check_requeued(self, job: str, folder: Path, expected: list):
-        """The job ended well after at least one more start, and every id was completed exactly once."""
-        fields = self.cluster.wait_for_job(job, 240)
-        printed = (folder / f"slurm-{job}.out").read_text()
-        self.assertEqual((fields["JobState"], fields["ExitCode"]), ("COMPLETED", "0:0"), printed)
-        self.assertGreaterEqual(int(fields["Restarts"]), 1, printed)
-        self.assertIn("stopped, and queued again (1 of at most", printed)
+        """The job is queued again, ends well, and has completed every id exactly once; collect.sh tells of it."""
+        output = folder / f"slurm-{job}.out"
+        self.await_true("the requeue", lambda: "stopped, and queued again (1 of at most" in output.read_text())
+        config = folder / "config.json"  # the rest goes faster
+        config.write_text(config.read_text().replace('"batch_size": 1', '"batch_size": 64'))
+        fields = self.cluster.wait_for_job(job, 120)
+        self.assertEqual((fields["JobState"], fields["ExitCode"]), ("COMPLETED", "0:0"), output.read_text())
+        self.assertGreaterEqual(int(fields["Restarts"]), 1)
         self.assertEqual(self.completions(folder / "output"), expected)
-        lines = [line for file in folder.glob("output/completions_rank_*.jsonl") for line in file.read_text().splitlines()]
-        self.assertEqual(len(lines), len(expected))
-        self.cluster.run([str(self.project / "slurm/collect.sh"), str(folder), str(folder) + "-copy"])
-        jobs = Path(str(folder) + "-copy/slurm_jobs.txt").read_text()
-        self.assertIn("# sacct", jobs)
-        self.assertIn(job, jobs)
-        self.assertIn("COMPLETED", jobs)
+        files = folder.glob("output/completions_rank_*.jsonl")
+        self.assertEqual(sum(file.read_bytes().count(b"\n") for file in files), len(expected))
+        copy = self.folder / f"{folder.name}-copy"
+        self.cluster.run([str(self.project / "slurm/collect.sh"), str(folder), str(copy)])
+        jobs = (copy / "slurm_jobs.txt").read_text()
+        for word in ("# sacct", job, "COMPLETED"):
+            self.assertIn(word, jobs)
+
+    def await_true(self, what: str, ready):
+        deadline = time.monotonic() + 90
+        while not ready():
+            self.assertLess(time.monotonic(), deadline, f"waited 90 s for {what}")
+            time.sleep(0.05)
 
     def await_completions(self, folder: Path, count: int):
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            file = folder / "output/completions_rank_0.jsonl"
-            if file.exists() and file.read_bytes().count(b"\n") >= count:
-                return
-            time.sleep(0.05)
-        self.fail("the run did not get on within 60 s")
+        file = folder / "output/completions_rank_0.jsonl"
+        self.await_true(f"{count} completions", lambda: file.exists() and file.read_bytes().count(b"\n") >= count)
 
     def test_a_signalled_job_is_requeued_and_resumes(self):
-        job, folder, expected = self.submit_long("signalled", 10)
+        job, folder, expected = self.submit_slow("signalled", 40)
         self.await_completions(folder, 2)
         self.cluster.run(["scancel", "--signal=USR1", "--full", job])
         self.check_requeued(job, folder, expected)
 
     def test_a_job_at_its_time_limit_is_requeued_and_resumes(self):
         # The shortest limit is a minute; slurmctld looks every 30 s whose end is near.
-        job, folder, expected = self.submit_long("limited", 60, TIME="1", SBATCH_OPTIONS="--signal=B:USR1@50")
+        job, folder, expected = self.submit_slow("limited", 100, TIME="1", SBATCH_OPTIONS="--signal=B:USR1@50")
+        self.await_completions(folder, 1)
         self.check_requeued(job, folder, expected)
 
     def test_a_cancelled_job_is_not_requeued(self):
-        job, folder, _ = self.submit_long("cancelled", 10)
+        job, folder, _ = self.submit_slow("cancelled", 40)
         self.await_completions(folder, 1)
         self.cluster.run(["scancel", job])
         self.assertEqual(self.cluster.wait_for_job(job)["JobState"], "CANCELLED")
