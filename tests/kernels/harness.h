@@ -18,6 +18,9 @@
 namespace pipeinfer::kernels {
 
 inline constexpr Device kDevice{DeviceKind::TEST_DEVICE, 0};
+/// Whether the GPU is that of tests/emulator: problems should be small.
+inline bool is_emulated() { return kDevice.is_cuda() && device_info(kDevice).name == "emulator"; }
+
 inline constexpr DType kDTypes[] = {DType::fp32, DType::fp16, DType::bf16};
 
 /// Half a unit in the last place, and room for sums in fp32.
