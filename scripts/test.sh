@@ -3,20 +3,24 @@
 # installed tree's among them), the same under the sanitizers, and short runs of the fuzzers.
 source "$(dirname "$0")/lib.sh"
 
+# Tests side by side, each with one thread: more threads than cores wait for each other.
+export OMP_NUM_THREADS=1
+run_tests() { ctest --test-dir "build/$1" --output-on-failure --parallel "$(nproc)" "${@:2}"; }
+
 step "Set-up"
 scripts/setup.sh --tests
 
 step "Build and test: cpu"
 build cpu
-ctest --test-dir build/cpu --output-on-failure -LE gpu
+run_tests cpu -LE gpu
 
 step "Build and test: thread sanitizer, without LibTorch"
 build tsan test_pipeline test_sched test_comm planted
-ctest --test-dir build/tsan --output-on-failure -L '^(pipeline|sched|comm|sanitizers)$'
+run_tests tsan -L '^(pipeline|sched|comm|sanitizers)$'
 
 step "Build and test: address and undefined-behaviour sanitizers"
 build asan
-ctest --test-dir build/asan --output-on-failure -LE '^(gpu|slurm|install|layering|scripts)$'
+run_tests asan -LE '^(gpu|slurm|install|layering|scripts)$'
 
 step "Fuzzers"
 scripts/soak.sh 20 0

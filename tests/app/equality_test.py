@@ -2,8 +2,9 @@
 """The program gives transformers' tokens for every model feature, at 1, 2, 3 and 6 ranks, whatever the batch size, the
 prefill chunk, the lanes and the KV blocks; and sampled text does not depend on them either.
 
-usage: equality_test.py PROGRAM PROJECT_ROOT PYTHON_WITH_NUMPY
+usage: [PIPEINFER_TEST_RANKS=1,2,3,6] equality_test.py PROGRAM PROJECT_ROOT PYTHON_WITH_NUMPY
 """
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import sys
 import program
 
 SHAPES = ["tiny", "tiny-gqa", "tiny-tied", "tiny-bias", "tiny-hd64", "tiny-linear", "tiny-dynamic", "tiny-llama3"]
+RANKS = [int(text) for text in os.environ.get("PIPEINFER_TEST_RANKS", "1,2,3,6").split(",")]
 STRIPPED = ("ttft_s", "latency_s", "throughput_tok_s")
 
 
@@ -37,10 +39,10 @@ class Equality(program.ProgramTest):
         for shape in SHAPES:
             prompts, reference = self.reference(shape)
             model = self.checkpoint(shape)
-            for ranks in (1, 2, 3, 6):
+            for ranks in RANKS:
                 options = ["--batch-size", choose.choice([1, 3, 8, 20]), "--prefill-chunk", choose.choice([1, 7, 64, 512]),
                            "--lanes", choose.choice(["auto", 1, 2, 5]), "--block-size", 8]
-                if ranks in (2, 6):  # the longest sequence fits, not many at a time
+                if ranks in (2, 6) or ranks == RANKS[-1]:  # the longest sequence fits, not many at a time
                     options += ["--kv-blocks", 26, "--batch-size", 8]
                 output = self.folder / f"{shape}-{ranks}"
                 with self.subTest(shape=shape, ranks=ranks, options=options):
