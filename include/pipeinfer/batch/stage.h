@@ -27,8 +27,8 @@ class Stage {
   /// and are already checked. A stage that is first and last also takes its own samples. Throws Error.
   virtual void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) = 0;
 
-  /// First of several stages only: enqueues `last_token[slot] = sampled[i]` for the samples of an earlier plan, in row order
-  /// (a row's last sample rules). `sampled` is [n_samples] on the device.
+  /// First of several stages only: enqueues `last_token[slot] = sampled[i]` for the samples of an earlier plan, in row
+  /// order (a row's last sample rules). `sampled` is [n_samples] on the device.
   virtual void take_tokens(const StepPlan& plan, const int32_t* sampled, Stream& stream) = 0;
 };
 

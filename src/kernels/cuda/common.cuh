@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "pipeinfer/base/types.h"
 #include "pipeinfer/device/cuda_check.h"
@@ -49,6 +50,21 @@ __device__ inline __half from_float<__half>(float value) {
 template <>
 __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
+}
+
+/// Two neighbours of 16 bits as one register, what tensor cores take.
+template <typename T>
+__device__ inline uint32_t pack(float low, float high) {
+  const auto both = [&] {
+    if constexpr (std::is_same_v<T, __half>) {
+      return __floats2half2_rn(low, high);
+    } else {
+      return __floats2bfloat162_rn(low, high);
+    }
+  }();
+  uint32_t word;
+  memcpy(&word, &both, sizeof word);
+  return word;
 }
 
 /// The type that one load or store instruction moves.

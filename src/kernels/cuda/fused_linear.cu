@@ -95,14 +95,6 @@ __device__ inline float2 unpack(uint32_t word) {
   memcpy(pair, &word, sizeof word);
   return {to_float(pair[0]), to_float(pair[1])};
 }
-template <typename T>
-__device__ inline uint32_t pack(float a, float b) {
-  const T pair[2] = {from_float<T>(a), from_float<T>(b)};
-  uint32_t word;
-  memcpy(&word, pair, sizeof word);
-  return word;
-}
-
 /// The rows of x that a thread multiplies, one piece at a time: token g, and g + 8 as the second half. With a norm, a
 /// piece is x * norm weight, and the norm's other factor, one a token, is left to the end: until then the squares of x
 /// are summed beside the products.

@@ -1,6 +1,6 @@
 // Rotary embedding of q in place, and of k into the paged cache together with v.
-#include "../rope_math.h"
 #include "kv.cuh"
+#include "rotate.cuh"
 
 namespace pipeinfer::kernels::cuda {
 namespace {
@@ -15,10 +15,10 @@ __global__ void rope_and_cache_kernel(T* qkv, KvLayer cache, TokenTable tokens, 
   const int64_t t = blockIdx.x;
   const int d = cache.head_dim, half = d / 2, n_kv = cache.n_kv_heads;
   const int slot = tokens.slot[t], position = tokens.position[t];
-  const double base = rope.dynamic ? dynamic_ntk_base(rope, tokens.prompt_tokens[slot], position, d) : 0;
   for (int i = threadIdx.x; i < half; i += kThreads) {
-    const float frequency = rope.dynamic ? rope_frequency(base, i, d) : rope.inv_freq[i];
-    sincosf(static_cast<float>(position) * frequency, &sine[i], &cosine[i]);
+    const float2 angle = rope_angle(rope, tokens, slot, position, i, d);
+    cosine[i] = angle.x;
+    sine[i] = angle.y;
   }
   __syncthreads();
 

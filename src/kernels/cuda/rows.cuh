@@ -1,4 +1,4 @@
-// What the attention kernels on tensor cores share: rows of D elements in shared memory, and operands from sums.
+// What the attention kernels on tensor cores share: rows of D elements in shared memory.
 #pragma once
 
 #include "mma.cuh"
@@ -36,24 +36,6 @@ struct Rows {
     }
   }
 };
-
-/// Two neighbours of an operand.
-template <typename T>
-__device__ inline uint32_t pack(float low, float high);
-template <>
-__device__ inline uint32_t pack<__half>(float low, float high) {
-  const __half2 both = __floats2half2_rn(low, high);
-  uint32_t word;
-  memcpy(&word, &both, sizeof word);
-  return word;
-}
-template <>
-__device__ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  uint32_t word;
-  memcpy(&word, &both, sizeof word);
-  return word;
-}
 
 /// Calls f with the head dimension as a type, where it is one that these kernels are made for.
 template <typename F>
