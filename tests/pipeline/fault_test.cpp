@@ -8,15 +8,7 @@ namespace pipeinfer::testing {
 namespace {
 
 JobSetup setup_of(int n_stages) {
-  SchedulerConfig config{.lanes = n_stages,
-                         .batch_size = 8,
-                         .prefill_chunk = 16,
-                         .block_size = 8,
-                         .blocks = 64,
-                         .context = 64,
-                         .steps_ahead = 1,
-                         .want_top = false,
-                         .eos_ids = {}};
+  SchedulerConfig config = small_scheduler(n_stages, 8);
   JobSetup setup;
   setup.layout = make_layout(n_stages, config);
   for (int i = 0; i < 200; ++i) {

@@ -68,15 +68,8 @@ TEST(Pipeline, RandomConfigurationsGiveTheTokensOfEachHistory) {
 }
 
 TEST(Pipeline, AllLanesAreInFlightAtOnce) {
-  SchedulerConfig config{.lanes = 3,
-                         .batch_size = 6,
-                         .prefill_chunk = 64,
-                         .block_size = 8,
-                         .blocks = 64,
-                         .context = 64,
-                         .steps_ahead = 1,
-                         .want_top = false,
-                         .eos_ids = {}};
+  SchedulerConfig config = small_scheduler(3, 6);
+  config.prefill_chunk = 64;
   JobSetup setup;
   setup.layout = make_layout(3, config);
   std::mt19937 rng(5);
@@ -96,15 +89,7 @@ TEST(Pipeline, AllLanesAreInFlightAtOnce) {
 }
 
 TEST(Pipeline, ReportsSplitTheWallClock) {
-  SchedulerConfig config{.lanes = 2,
-                         .batch_size = 4,
-                         .prefill_chunk = 16,
-                         .block_size = 8,
-                         .blocks = 64,
-                         .context = 64,
-                         .steps_ahead = 1,
-                         .want_top = false,
-                         .eos_ids = {}};
+  SchedulerConfig config = small_scheduler(2, 4);
   JobSetup setup;
   setup.layout = make_layout(2, config);
   std::mt19937 rng(6);
@@ -128,15 +113,8 @@ TEST(Pipeline, ReportsSplitTheWallClock) {
 }
 
 TEST(Pipeline, TheStopOfAnyRankDrains) {
-  SchedulerConfig config{.lanes = 2,
-                         .batch_size = 2,
-                         .prefill_chunk = 16,
-                         .block_size = 8,
-                         .blocks = 64,
-                         .context = 64,
-                         .steps_ahead = 2,
-                         .want_top = false,
-                         .eos_ids = {}};
+  SchedulerConfig config = small_scheduler(2, 2);
+  config.steps_ahead = 2;
   JobSetup setup;
   setup.layout = make_layout(2, config);
   std::mt19937 rng(7);

@@ -104,6 +104,19 @@ inline JobOutcome run_job(const JobSetup& setup) {
   return outcome;
 }
 
+/// A pool of 64 blocks of 8 tokens, contexts of 64.
+inline SchedulerConfig small_scheduler(int lanes, int batch_size) {
+  return {.lanes = lanes,
+          .batch_size = batch_size,
+          .prefill_chunk = 16,
+          .block_size = 8,
+          .blocks = 64,
+          .context = 64,
+          .steps_ahead = 1,
+          .want_top = false,
+          .eos_ids = {}};
+}
+
 /// An even partition of one layer a stage: the fake has no layers.
 inline Layout make_layout(int n_stages, SchedulerConfig scheduler) {
   Layout layout;

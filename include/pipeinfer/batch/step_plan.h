@@ -28,10 +28,10 @@ struct StepRow {
   int32_t slot;
   int32_t position;  ///< of the first token, from 0
   int32_t n_tokens;  ///< >= 1
-  int32_t
-      first_token;  ///< index into StepPlan::tokens, or kFromSlot: the token the slot sampled last (n_tokens is 1)
-  int32_t
-      n_samples;  ///< how many of the last positions get logits and a token: 0, 1, or all (teacher forcing)
+  /// Index into StepPlan::tokens, or kFromSlot: the token the slot sampled last (n_tokens is 1).
+  int32_t first_token;
+  /// How many of the last positions get logits and a token: 0, 1, or all (teacher forcing).
+  int32_t n_samples;
 };
 inline constexpr int32_t kFromSlot = -1;
 
@@ -49,8 +49,7 @@ struct PlanLimits {
 struct StepPlan {
   uint64_t step = 0;  ///< numbered over the whole job, from 0
   int32_t lane = 0;
-  bool want_top =
-      false;  ///< also return the kTopLogits largest raw logits (before any penalty) of each sample
+  bool want_top = false;  ///< also return each sample's kTopLogits largest raw logits (before any penalty)
   std::vector<int32_t> closed;      ///< slots no longer used; applied first
   std::vector<SlotOpen> opened;     ///< applied second
   std::vector<BlockGrant> granted;  ///< applied third, before the rows run
