@@ -13,6 +13,8 @@ export NINJA_STATUS='[%f/%t %es] '
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
 
+jobs=$(env -u OMP_NUM_THREADS nproc)  # nproc would count that variable's threads
+
 step() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 
 # build PRESET [TARGET...]: configures once (ninja does it again where a CMake file changed), then builds.
@@ -20,5 +22,5 @@ build() {
   local preset=$1
   shift
   [ -f "build/$preset/build.ninja" ] || cmake --preset "$preset" ${PIPEINFER_TORCH_ROOT:+-DPIPEINFER_TORCH_ROOT="$PIPEINFER_TORCH_ROOT"} || return
-  cmake --build --preset "$preset" --parallel "$(nproc)" ${1:+--target "$@"}
+  cmake --build --preset "$preset" --parallel "$jobs" ${1:+--target "$@"}
 }

@@ -5,7 +5,7 @@ source "$(dirname "$0")/lib.sh"
 
 # Tests side by side, each with one thread: more threads than cores wait for each other.
 export OMP_NUM_THREADS=1
-run_tests() { ctest --test-dir "build/$1" --output-on-failure --parallel "$(nproc)" "${@:2}"; }
+run_tests() { ctest --test-dir "build/$1" --output-on-failure --parallel "$jobs" "${@:2}"; }
 
 step "Set-up"
 scripts/setup.sh --tests
