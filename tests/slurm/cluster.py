@@ -111,11 +111,13 @@ class Cluster:
         (self.root / "munge").mkdir()
         (self.root / "state").mkdir()
         controller, self.database_port, accounting, *slurmds = free_ports(3 + len(self.names))
+        # Open MPI names its shared memory after node and job: two clusters of one machine need other jobs.
         # A requeued job waits for the end of its old credential (cred_expire; 120 s unless given).
         lines = f"""
             ClusterName=test
             SlurmctldHost=localhost(127.0.0.1)
             SlurmctldPort={controller}
+            FirstJobId={controller * 100}
             SlurmUser=root
             SlurmdUser=root
             AuthType=auth/munge
