@@ -12,7 +12,7 @@ for source in tests/fuzz/fuzz_*.cpp; do names+=("$(basename "$source" .cpp)"); d
 build fuzz fuzzers
 
 step "${names[*]}: $seconds s"
-jobs=()
+fuzzers=()
 for fuzzer in "${names[@]}"; do
   name=${fuzzer#fuzz_}
   corpus=build/fuzz/corpus/$name
@@ -20,12 +20,12 @@ for fuzzer in "${names[@]}"; do
   options=(-max_total_time="$seconds" -timeout=10 -print_final_stats=1 -artifact_prefix="build/fuzz/$name-")
   if [ -e "$project/tests/fuzz/$name.dict" ]; then options+=(-dict="$project/tests/fuzz/$name.dict"); fi
   "build/fuzz/$fuzzer" "${options[@]}" "$corpus" "tests/fuzz/corpus/$name" >"build/fuzz/$fuzzer.log" 2>&1 &
-  jobs+=($!)
+  fuzzers+=($!)
 done
 failed=0
 for i in "${!names[@]}"; do
   log=build/fuzz/${names[i]}.log
-  if wait "${jobs[i]}"; then
+  if wait "${fuzzers[i]}"; then
     echo "${names[i]}: clean, $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") runs"
   else
     failed=1
