@@ -1,5 +1,6 @@
-// The PTX instructions that kernels use (PTX ISA 8.0), one function each: tensor cores, matrix loads and asynchronous
-// copies of sm_80 and newer. Code for older targets compiles without them and must not be launched.
+// The PTX instructions that kernels use (PTX ISA 8.0), one function each: tensor cores, matrix loads, asynchronous copies
+// and the barriers that count them, of sm_80 and newer. Code for older targets compiles without them and must not be
+// launched.
 #pragma once
 
 #include <cstdint>
@@ -125,6 +126,95 @@ template <int n>
 __device__ inline void wait_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+#endif
+}
+
+/// A barrier in shared memory (mbarrier): a phase ends when `arrivals` threads arrived, and the copies they announced
+/// are there. Initialised by one thread; the others may use it after a __syncthreads().
+using Barrier = unsigned long long;
+__device__ inline void init_barrier(Barrier* barrier, int arrivals) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+#endif
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // for bulk copies
+#endif
+}
+
+__device__ inline void arrive(Barrier* barrier) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+
+/// Waits for the end of the phase of this parity: 0 for a barrier's first, then 1, and so on by turns.
+__device__ inline void wait_phase(Barrier* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra "
+      "again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#elif __CUDA_ARCH__ >= 800
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n@!done bra "
+      "again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+
+/// What a barrier that copy_rows() completes is initialised with: bulk copies count bytes, so that one lane arrives for
+/// all; other copies are counted a lane.
+__device__ inline int copy_arrivals() {
+#if __CUDA_ARCH__ >= 900
+  return 1;
+#else
+  return 32;
+#endif
+}
+
+/// A warp starts the copies of up to 32 rows of `bytes` to shared memory, one every `pitch` bytes (multiples of 16). Each
+/// lane gives one row, or null; a phase of `there` ends when all are there.
+__device__ inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+  const int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+  const int rows = __popc(__ballot_sync(~0u, row != nullptr));
+  if (lane == 0)
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
+                     shared_address(there)),
+                 "r"(rows * bytes)
+                 : "memory");
+  __syncwarp();
+  if (row)
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(to + lane * pitch)),
+        "l"(row), "r"(bytes), "r"(shared_address(there))
+        : "memory");
+#elif __CUDA_ARCH__ >= 800
+  for (int r = 0; r < 32; ++r) {
+    const auto from =
+        reinterpret_cast<const char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), r));
+    for (int i = lane * 16; from && i < bytes; i += 32 * 16) copy_to_shared<16>(to + r * pitch + i, from + i);
+  }
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
+#endif
+}
+
+/// A thread's reads and writes of shared memory come before the copies that are started after the next __syncthreads().
+__device__ inline void order_before_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/// Brings memory into the L2 cache, where the GPU can be asked to. Both are multiples of 16.
+__device__ inline void prefetch(const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 #endif
 }
 

@@ -67,5 +67,7 @@ T atomicOr(T* data, std::type_identity_t<T> value) {
 }
 
 inline float __ldcg(const float* data) { return *data; }
+inline float rsqrtf(float value) { return 1 / sqrtf(value); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }

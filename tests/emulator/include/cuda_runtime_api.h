@@ -11,7 +11,11 @@ using cudaStream_t = CUstream_st*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributePreferredSharedMemoryCarveout
+};
+inline constexpr int cudaSharedmemCarveoutMaxShared = 100;
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, size_t bytes) {
   return bytes <= emulator::kMaxShared ? cudaSuccess : cudaErrorInvalidValue;

@@ -92,4 +92,18 @@ void wait_copies() {
   emulator::wait_copies(n);
 }
 
+using Barrier = emulator::Barrier;
+inline void init_barrier(Barrier* barrier, int arrivals) { barrier->init(arrivals); }
+inline void arrive(Barrier* barrier) { barrier->arrive(0); }
+inline void wait_phase(Barrier* barrier, int parity) { barrier->wait(parity); }
+inline int copy_arrivals() { return 1; }
+inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+  const int rows = __popc(__ballot_sync(~0u, row != nullptr)), lane = threadIdx.x % 32;
+  if (lane == 0) there->arrive(rows * bytes);
+  __syncwarp();
+  if (row) there->copy(to + lane * pitch, row, bytes);
+}
+inline void order_before_copies() {}
+inline void prefetch(const void*, int) {}
+
 }  // namespace pipeinfer::kernels::cuda
