@@ -72,6 +72,13 @@ __device__ inline void mma_8x8x8(float (&c)[2], uint32_t a, uint32_t b) {
   c[1] = whole[1];
 }
 
+/// 2^x to about 22 bits, by one instruction: unlike exp2f, 0 where that is below the smallest normal float.
+__device__ inline float exp2_approximate(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -96,6 +103,16 @@ __device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void* r
 #endif
 }
 
+/// An 8x8 matrix of 16-bit elements that a warp holds (of each thread row g = lane / 4 at columns 2t and 2t + 1, t = lane %
+/// 4), transposed.
+__device__ inline uint32_t transpose(uint32_t pair) {
+  uint32_t other = 0;
+#if __CUDA_ARCH__ >= 750
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(pair));
+#endif
+  return other;
+}
+
 /// Starts a copy of `bytes` (4, 8 or 16, aligned) from global to shared memory; zeros instead, and nothing is read,
 /// unless `read`.
 template <int bytes>
@@ -111,6 +128,15 @@ __device__ inline void copy_to_shared(void* to, const void* from, bool read = tr
                  "n"(bytes), "r"(size)
                  : "memory");
   }
+#endif
+}
+
+/// The same for 16 bytes of which only the first `read` (0 to 16) are read; the rest becomes zeros.
+__device__ inline void copy_part_to_shared(void* to, const void* from, int read) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(read)
+               : "memory");
 #endif
 }
 

@@ -79,6 +79,20 @@ void load_fragments(uint32_t (&to)[4], const void* row) {
 inline void load_matrices(uint32_t (&to)[4], const void* row) { load_fragments<false>(to, row); }
 inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) { load_fragments<true>(to, row); }
 
+inline uint32_t transpose(uint32_t pair) {
+  emulator::Shown own{};
+  memcpy(own.data(), &pair, sizeof pair);
+  const auto& shown = emulator::show(own, "movmatrix");
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  uint16_t both[2];
+  for (int i = 0; i < 2; ++i)
+    memcpy(&both[i], reinterpret_cast<const char*>(shown[(2 * t + i) * 4 + g / 2].data()) + g % 2 * 2, 2);
+  memcpy(&pair, both, sizeof pair);
+  return pair;
+}
+
+inline float exp2_approximate(float x) { return exp2f(x); }
+
 template <int bytes>
 void copy_to_shared(void* to, const void* from, bool read = true) {
   emulator::start_copy(to, from, read ? bytes : 0, bytes);
