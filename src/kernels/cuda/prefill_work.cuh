@@ -67,9 +67,16 @@ struct KeyTile {
   __device__ void fetch(char* to, const KvLayer& cache, int kv_head, int64_t offset) const {
     static_assert(kKeys == kWarps * 8);
     const int row = threadIdx.x / 32 * 8, n = keys - first - row;
-    const T* from = n > 0 ? key_row<T>(cache, blocks, first + row, kv_head) + offset : nullptr;
-    Rows<D>::fetch(lane_again(), to + row * Rows<D>::kStride, reinterpret_cast<const char*>(from),
-                   D * sizeof(T), n);
+    const T* octet = n > 0 ? key_octet<T>(cache, blocks, first + row, kv_head) + offset : nullptr;
+    const char* from = reinterpret_cast<const char*>(octet);
+    for (int i = lane_again(); i < Rows<D>::kGroups * 8; i += 32) {
+      const int r = i % 8, group = i / 8;
+      char* into = to + (row + r) * Rows<D>::kStride + group * 16;
+      if (group < Octet<D>::kGroups)
+        copy_to_shared<16>(into, from + group * Octet<D>::kGroupBytes + r * 16, r < n);
+      else
+        copy_to_shared<8>(into, from + Octet<D>::kTailAt + r * 8, r < n);
+    }
     commit_copies();
   }
 };

@@ -12,6 +12,21 @@ __device__ inline int lane_again() {
   return lane;
 }
 
+/// An octet of the KV cache (see KvLayer) as it lies in shared memory too: whole groups of 8 dims, each [8, 8] elements,
+/// then the rest [8, kTail].
+template <int D>
+struct Octet {
+  static constexpr int kBytes = 8 * D * 2;
+  static constexpr int kGroups = D / 8, kGroupBytes = 128;
+  static constexpr int kTail = D % 8, kTailAt = kGroups * kGroupBytes;  // bytes
+  static_assert(kTail == 0 || kTail == 4);
+
+  /// In elements; dim and the next one are neighbours where dim is even.
+  __device__ static int offset(int position, int dim) {
+    return dim / 8 * 64 + position % 8 * (dim / 8 < kGroups ? 8 : kTail) + dim % 8;
+  }
+};
+
 /// How rows of D elements lie in shared memory: padded with zeros to whole groups of 8, at a stride of an odd number of
 /// 16-byte units, so that the eight rows of a matrix load fall into different banks.
 template <int D>
