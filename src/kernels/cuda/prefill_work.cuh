@@ -1,5 +1,5 @@
 // What a block of prefill attention works on: its tokens and their runs, the tiles of keys and values it walks over, and
-// how these lie in shared memory.
+// how these lie in shared memory: octets of positions as in the cache (kv.cuh).
 #pragma once
 
 #include "kv.cuh"
@@ -7,31 +7,45 @@
 
 namespace pipeinfer::kernels::cuda::prefill {
 
-inline constexpr int kWarps = 8;
+inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
-inline constexpr int kQueries = kWarps * 16;
-inline constexpr int kKeys = 64;
+inline constexpr int kKeys = 64;  // positions of a tile
+inline constexpr int kStep = 32;  // positions whose scores a warp holds at a time
 
-/// Bytes of shared memory: queries, K and V.
+/// Sizes that depend on the head dimension. A warp takes kStrips times 16 queries: two if its registers hold their sums,
+/// since every operand it then reads from shared memory serves twice.
 template <int D>
-inline constexpr int kShared = (kQueries + 2 * kKeys) * Rows<D>::kStride;
+struct Shape {
+  static constexpr int kStrips = D <= 104 ? 2 : 1;
+  static constexpr int kRows = kStrips * 16;  // queries of a warp
+  static constexpr int kQueries = kWarps * kRows;
+  static constexpr int kGroups = (D + 7) / 8;  // of columns, the last one of 4 where D % 8 == 4
+  static constexpr int kSteps = (D + 15) / 16;
+  static constexpr int kTile = kKeys / kOctet * Octet<D>::kBytes;  // bytes of a tile's K or V
+  static constexpr int kShared = 2 * 2 * kTile;                    // two tiles of K and V
+};
 
 /// The tokens of a block: their positions, and where runs begin.
+template <int kQueries>
 struct Tokens {
+  int first, count;
   int position[kQueries];
   unsigned starts[kQueries / 32];  // bit i % 32 of word i / 32: token i begins a run
-  int count;
 
-  __device__ void read(const TokenTable& tokens, int64_t t0) {
+  __device__ void read(const TokenTable& tokens, int t0) {
+    static_assert(kQueries <= kThreads);
     if (threadIdx.x >= kQueries) return;
-    const int i = threadIdx.x, n = static_cast<int>(min(int64_t{kQueries}, tokens.n_tokens - t0));
-    const int64_t t = t0 + i;
+    const int i = threadIdx.x, n = min(kQueries, tokens.n_tokens - t0);
+    const int t = t0 + i;
     const bool start = i < n && (i == 0 || tokens.slot[t] != tokens.slot[t - 1] ||
                                  tokens.position[t] != tokens.position[t - 1] + 1);
     const unsigned bits = __ballot_sync(~0u, start);
     if (i % 32 == 0) starts[i / 32] = bits;
-    position[i] = i < n ? tokens.position[t] : -1;
-    if (i == 0) count = n;
+    if (i < n) position[i] = tokens.position[t];
+    if (i == 0) {
+      first = t0;
+      count = n;
+    }
   }
   __device__ int end_of_run(int begin) const {
     for (int i = begin + 1; i < count; i = (i / 32 + 1) * 32) {
@@ -41,41 +55,49 @@ struct Tokens {
     return count;
   }
 };
-static_assert(kQueries <= kThreads);
 
 /// A tile of keys: positions [first, first + kKeys) for the run of tokens [begin, end), which sees `keys` of them all.
 struct KeyTile {
   int begin, end, keys, first;
-  const int32_t* blocks;
+  int shift;  // token i sees the tile's keys up to i + shift
+  int slot;
 
-  __device__ void enter_run(const Tokens& own, const TokenTable& tokens, int64_t t0) {
+  template <int kQueries>
+  __device__ void enter_run(const Tokens<kQueries>& own, const TokenTable& tokens) {
     begin = end;
     if (begin >= own.count) return;
     end = own.end_of_run(begin);
-    keys = own.position[end - 1] + 1;
+    shift = own.position[begin] - begin;
+    keys = end + shift;
     first = 0;
-    blocks = blocks_of(tokens, tokens.slot[t0 + begin]);
+    slot = tokens.slot[own.first + begin];
   }
-  __device__ bool has(int row) const { return begin <= row && row < end; }
-  __device__ void next(const Tokens& own, const TokenTable& tokens, int64_t t0) {
+  template <int kQueries>
+  __device__ void next(const Tokens<kQueries>& own, const TokenTable& tokens) {
     first += kKeys;
-    if (first >= keys) enter_run(own, tokens, t0);
+    shift -= kKeys;
+    if (first >= keys) enter_run(own, tokens);
   }
+  __device__ bool has(int token) const { return begin <= token && token < end; }
 
-  /// Starts the copy of K (offset 0) or V: 8 positions a warp, which are in one block.
+  /// Starts the copy of K and V, half a warp an octet. Positions that the run does not see become zeros in V (a weight
+  /// of 0 would not protect from what is there).
   template <typename T, int D>
-  __device__ void fetch(char* to, const KvLayer& cache, int kv_head, int64_t offset) const {
-    static_assert(kKeys == kWarps * 8);
-    const int row = threadIdx.x / 32 * 8, n = keys - first - row;
-    const T* octet = n > 0 ? key_octet<T>(cache, blocks, first + row, kv_head) + offset : nullptr;
-    const char* from = reinterpret_cast<const char*>(octet);
-    for (int i = lane_again(); i < Rows<D>::kGroups * 8; i += 32) {
-      const int r = i % 8, group = i / 8;
-      char* into = to + (row + r) * Rows<D>::kStride + group * 16;
-      if (group < Octet<D>::kGroups)
-        copy_to_shared<16>(into, from + group * Octet<D>::kGroupBytes + r * 16, r < n);
-      else
-        copy_to_shared<8>(into, from + Octet<D>::kTailAt + r * 8, r < n);
+  __device__ void fetch(char* to, const TokenTable& tokens, const KvLayer& cache, int kv_head) const {
+    static_assert(kKeys / kOctet == kThreads / 16);
+    const int octet = threadIdx.x / 16, part = threadIdx.x % 16, position = first + octet * kOctet;
+    const int n = keys - position;
+    const char* from = static_cast<const char*>(cache.data);
+    if (n > 0)
+      from = reinterpret_cast<const char*>(key_octet<T>(cache, blocks_of(tokens, slot), position, kv_head));
+    const int64_t to_values = v_offset(cache) * sizeof(T);
+    to += octet * Octet<D>::kBytes;
+#pragma unroll
+    for (int i = part; i < Octet<D>::kBytes / 16; i += 16) {  // words of one position, or a tail's of two
+      constexpr int kWhole = Octet<D>::kTailAt / 16;
+      const int seen = i < kWhole ? (n > part % 8 ? 16 : 0) : min(max(n - (i - kWhole) * 2, 0) * 8, 16);
+      copy_part_to_shared(to + i * 16, from + i * 16, n > 0 ? 16 : 0);
+      copy_part_to_shared(to + Shape<D>::kTile + i * 16, from + to_values + i * 16, seen);
     }
     commit_copies();
   }
