@@ -11,8 +11,8 @@ inline constexpr int kOctet = 8;  // positions that lie together, see KvLayer
 /// The octet with K of `position` in a sequence with these blocks; V's is v_offset() elements further on.
 template <typename T>
 __device__ inline T* key_octet(const KvLayer& cache, const int32_t* blocks, int position, int kv_head) {
-  const unsigned block_size = cache.block_size,
-                 index = position / block_size;  // unsigned: a shorter division
+  const unsigned block_size = cache.block_size;  // unsigned: a shorter division
+  const unsigned index = position / block_size;
   const int row_of_block = kv_head * block_size + (position - index * block_size) / kOctet * kOctet;
   const int64_t row = int64_t{blocks[index]} * (2 * cache.n_kv_heads * cache.block_size) + row_of_block;
   return static_cast<T*>(cache.data) + row * cache.head_dim;
