@@ -1,5 +1,5 @@
 // Products of few rows, at the speed at which the weight can be read. Each block owns n_out / gridDim rows of the weight.
-// One warp, the producer, keeps a ring of slots full: a slot holds 16 of the rows, 512 columns of each. The others take
+// Two warps, the producers, keep a ring of slots full: a slot holds 16 of the rows, 512 columns of each. The others take
 // every slot together, 64 columns each, so that weights are read once and every warp has its own pieces of x.
 //
 // A step is a chain of such products, and what it loses, it loses between them. Weights depend on no kernel: so a block
@@ -18,9 +18,11 @@ namespace pipeinfer::kernels::cuda {
 namespace {
 
 constexpr int kConsumers = 8;
-constexpr int kWarps = kConsumers + 1;  // the last is the producer
+constexpr int kProducers = 2;
+constexpr int kWarps = kConsumers + kProducers;
 constexpr int kThreads = kWarps * 32;
-constexpr int kRows = 16;                      // of the weight, in a slot: a tile
+constexpr int kRows = 16;  // of the weight, in a slot: a tile
+constexpr int kHalfRows = kRows / kProducers;
 constexpr int kPiece = 64;                     // columns of a warp
 constexpr int kColumns = kConsumers * kPiece;  // of a slot
 constexpr int kPitch = kColumns * 2 + 64;      // bytes: neighbouring rows are in different banks
@@ -72,25 +74,27 @@ struct Ring {
   __device__ char* slot(Place at) const { return memory + at.slot * kSlotBytes; }
 };
 
-/// What passes through the ring in a span, in order: for each 512 columns all tiles.
+/// What passes through the ring in a span, in order: for each 512 columns all tiles. A producer brings 8 rows of a tile.
 template <typename T>
 class Items {
  public:
-  __device__ Items(const FusedLinear& p, const Part& part, int first)
+  __device__ Items(const FusedLinear& p, const Part& part, int first, int half)
       : part_(part),
-        weight_(static_cast<const T*>(p.weight)),
+        weight_(static_cast<const char*>(p.weight)),
+        stride_(int64_t{p.n_in} * sizeof(T)),
         n_in_(p.n_in),
         first_(first),
-        tiles_(part.tiles(first)) {}
+        tiles_(part.tiles(first)),
+        half_(half) {}
 
   __device__ bool left() const { return column_ < n_in_; }
-  /// Calls f with this lane's row of the next item, or null, and the bytes of each row.
+  /// Calls f with the next item's half: where it begins, what lies between its rows, their number, the bytes of a row.
   template <typename F>
   __device__ void next(F&& f) {
-    const int lane = threadIdx.x % 32;
-    const int row = lane < kRows ? part_.weight_row(first_ + tile_ * part_.tile_units(), lane) : -1;
-    f(row < 0 ? nullptr : weight_ + int64_t{row} * n_in_ + column_,
-      min(kColumns, n_in_ - column_) * static_cast<int>(sizeof(T)));
+    const int unit = first_ + tile_ * part_.tile_units() + (part_.pairs ? 0 : half_ * kHalfRows);
+    const int64_t row = unit + (part_.pairs ? half_ * part_.n_units : 0);
+    f(weight_ + row * stride_ + column_ * static_cast<int>(sizeof(T)), stride_,
+      max(0, min(kHalfRows, part_.end - unit)), min(kColumns, n_in_ - column_) * static_cast<int>(sizeof(T)));
     if (++tile_ < tiles_) return;
     tile_ = 0;
     column_ += kColumns;
@@ -98,8 +102,9 @@ class Items {
 
  private:
   const Part& part_;
-  const T* const weight_;
-  const int n_in_, first_, tiles_;
+  const char* const weight_;
+  const int64_t stride_;
+  const int n_in_, first_, tiles_, half_;
   int column_ = 0, tile_ = 0;
 };
 
@@ -182,15 +187,41 @@ class Tokens {
 template <int kTiles, int kHalves>
 using Sums = float[kTiles][kHalves][4];
 
+/// A consumer's share of the items of 512 columns: of its piece of them, whole or not.
+template <bool kWhole, typename T, int kTiles, int kHalves, typename X>
+__device__ inline void multiply(Sums<kTiles, kHalves>& sums, const X& x, int left, int tiles,
+                                const Ring& ring, Place& at) {
+  const int lane = threadIdx.x % 32, own = lane % 4 * 8;
+  const auto load = [&](const char* row, int column) {  // beyond the row's end the slot may hold anything
+    return kWhole || own + column < left ? *reinterpret_cast<const uint4*>(row + column * 2) : uint4{};
+  };
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    if (tile >= tiles) break;
+    wait_phase(ring.full + at.slot, at.parity);
+    const char* low = ring.slot(at) + lane / 4 * kPitch + (threadIdx.x / 32 * kPiece + own) * 2;
+    const char* high = low + 8 * kPitch;
+    const uint4 a = load(low, 0), b = load(high, 0), c = load(low, 32), d = load(high, 32);
+    __syncwarp();
+    if (lane == 0) arrive(ring.empty + at.slot);
+    at.next();
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      const uint4(&piece)[2] = x.piece[h];
+      mma_16x8x16<T>(sums[tile][h], {a.x, b.x, a.y, b.y}, {piece[0].x, piece[0].y});
+      mma_16x8x16<T>(sums[tile][h], {a.z, b.z, a.w, b.w}, {piece[0].z, piece[0].w});
+      mma_16x8x16<T>(sums[tile][h], {c.x, d.x, c.y, d.y}, {piece[1].x, piece[1].y});
+      mma_16x8x16<T>(sums[tile][h], {c.z, d.z, c.w, d.w}, {piece[1].z, piece[1].w});
+    }
+  }
+}
+
 /// A consumer's share of a span's items.
 template <typename T, int kTiles, int kHalves, bool kNorm, int kAhead>
 __device__ inline void consume(Sums<kTiles, kHalves>& sums, Tokens<T, kHalves, kNorm, kAhead>& x, int n_in,
                                int tiles, const Ring& ring, Place& at) {
-  const int lane = threadIdx.x % 32, begin = threadIdx.x / 32 * kPiece, own = begin + lane % 4 * 8;
-  const auto load = [](const char* from, bool there) {
-    return there ? *reinterpret_cast<const uint4*>(from)
-                 : uint4{};  // beyond the row's end the slot may hold anything
-  };
+  const int begin = threadIdx.x / 32 * kPiece;
+#pragma unroll
   for (int i = 0; i < kAhead; ++i) x.fetch(i, begin + i * kColumns);
   for (int from = 0; from < n_in;) {
 #pragma unroll
@@ -198,44 +229,31 @@ __device__ inline void consume(Sums<kTiles, kHalves>& sums, Tokens<T, kHalves, k
       if (from >= n_in) break;
       x.use(place);
       x.fetch(place, from + begin + kAhead * kColumns);
-      const bool low = from + own < n_in, high = from + own + 32 < n_in;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        if (tile >= tiles) break;
-        wait_phase(ring.full + at.slot, at.parity);
-        const char* row = ring.slot(at) + lane / 4 * kPitch + own * 2;
-        const uint4 a = load(row, low), b = load(row + 8 * kPitch, low);
-        const uint4 c = load(row + 64, high), d = load(row + 8 * kPitch + 64, high);
-        __syncwarp();
-        if (lane == 0) arrive(ring.empty + at.slot);
-        at.next();
-#pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
-          const uint4 *low_x = &x.piece[h][0], *high_x = &x.piece[h][1];
-          mma_16x8x16<T>(sums[tile][h], {a.x, b.x, a.y, b.y}, {low_x->x, low_x->y});
-          mma_16x8x16<T>(sums[tile][h], {a.z, b.z, a.w, b.w}, {low_x->z, low_x->w});
-          mma_16x8x16<T>(sums[tile][h], {c.x, d.x, c.y, d.y}, {high_x->x, high_x->y});
-          mma_16x8x16<T>(sums[tile][h], {c.z, d.z, c.w, d.w}, {high_x->z, high_x->w});
-        }
+      const int left = n_in - from - begin;
+      if (left >= kPiece) {
+        multiply<true, T, kTiles>(sums, x, left, tiles, ring, at);
+      } else {
+        multiply<false, T, kTiles>(sums, x, left, tiles, ring, at);
       }
     }
   }
 }
 
-/// The producer's part of a span.
+/// A producer's part of a span: one half of each slot.
 template <typename T>
-__device__ inline void produce(Items<T> items, const Ring& ring, Place& at, bool first_span) {
+__device__ inline void produce(Items<T> items, const Ring& ring, Place& at, int half, bool first_span) {
   for (int i = 0; items.left(); ++i, at.next()) {
     if (first_span && i == kSlots) {
       Items<T> ahead = items;
-      for (int j = 0; j < kPrefetched && ahead.left(); ++j)
-        ahead.next([](const T* row, int bytes) {
-          if (row) prefetch(row, bytes);
-        });
+      for (int j = 0; j < kPrefetched && ahead.left(); ++j) ahead.next(prefetch_rows);
     }
     wait_phase(ring.empty + at.slot, at.parity ^ 1);
-    items.next(
-        [&](const T* row, int bytes) { copy_rows(ring.slot(at), kPitch, row, bytes, ring.full + at.slot); });
+    items.next([&](const char* from, int64_t stride, int n, int bytes) {
+      Barrier* full = ring.full + at.slot;
+      announce_copies(full, n * bytes);
+      copy_rows(ring.slot(at) + half * kHalfRows * kPitch, kPitch, from, stride, n, bytes, full);
+      close_copies(full);
+    });
   }
 }
 
@@ -247,10 +265,12 @@ __global__ void __launch_bounds__(kThreads, 2) fused_linear_kernel(FusedLinear p
   extern __shared__ uint4 shared[];
   __shared__ Barrier full[kSlots], empty[kSlots];
   __shared__ float squares[kConsumers][kFusedRows];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool producer = warp == kConsumers;
+  __shared__ float4 added[kThreads];
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be one for all lanes
+  const bool producer = warp >= kConsumers;
   if (threadIdx.x < kSlots) {
-    init_barrier(full + threadIdx.x, copy_arrivals());
+    init_barrier(full + threadIdx.x, kProducers * copy_arrivals());
     init_barrier(empty + threadIdx.x, kConsumers);
   }
   __syncthreads();
@@ -264,31 +284,31 @@ __global__ void __launch_bounds__(kThreads, 2) fused_linear_kernel(FusedLinear p
     const int tiles = part.tiles(first);
     Sums<kTiles, kHalves> sums = {};
     if (producer) {
-      produce(Items<T>(p, part, first), ring, at, first == part.begin);
+      const int half = warp - kConsumers;
+      produce(Items<T>(p, part, first, half), ring, at, half, first == part.begin);
       if (first + span >= part.end) let_next_start();
       wait_for_previous();
     }
 
-    // What this thread writes in the end: row g or g + 8 of its warp's tile, token 2t or 2t + 1 of its half.
+    // What this thread writes in the end: rows g and g + 8 of its warp's tile, tokens 2t and 2t + 1 of its half. What is
+    // added to it is there in time.
     const int tile = warp / kHalves, half = warp % kHalves, unit = first + tile * part.tile_units();
-    int weight_row[2], token[2];
-    bool there[2];
-    float base[4];
+    int row[2], token[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      weight_row[i] = tile < tiles ? part.weight_row(unit, lane / 4 + 8 * i) : -1;
+      row[i] = tile < tiles ? part.weight_row(unit, lane / 4 + 8 * i) : -1;
       token[i] = half * 8 + lane % 4 * 2 + i;
-      there[i] = token[i] < p.n_rows;
     }
+    const auto there = [&](int i) { return row[i / 2] >= 0 && token[i % 2] < p.n_rows; };
+    const auto place = [&](int i) { return int64_t{token[i % 2]} * part.n_units + row[i / 2]; };
+    float base[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = weight_row[i / 2];
-      base[i] = 0;
-      if (row < 0 || !there[i % 2]) continue;
-      if (p.bias) base[i] = to_float(static_cast<const T*>(p.bias)[row]);
-      if (p.epilogue == Epilogue::add)
-        base[i] += to_float(static_cast<const T*>(p.out)[int64_t{token[i % 2]} * part.n_units + row]);
+      if (!there(i)) continue;
+      if (p.bias) base[i] = to_float(static_cast<const T*>(p.bias)[row[i / 2]]);
+      if (p.epilogue == Epilogue::add) base[i] += to_float(static_cast<const T*>(p.out)[place(i)]);
     }
+    added[threadIdx.x] = {base[0], base[1], base[2], base[3]};
 
     if (!producer) {
 #pragma unroll
@@ -313,34 +333,33 @@ __global__ void __launch_bounds__(kThreads, 2) fused_linear_kernel(FusedLinear p
     }
     __syncthreads();
     if (tile < tiles) {
-      float value[4] = {}, square[2] = {};
+      float4 sum = {};
+      float square[2] = {};
 #pragma unroll
       for (int w = 0; w < kConsumers; ++w) {
-        const float4 sum = parts[(w * kTiles * kHalves + warp) * 32 + lane];
-        value[0] += sum.x;
-        value[1] += sum.y;
-        value[2] += sum.z;
-        value[3] += sum.w;
+        const float4 part_sum = parts[(w * kTiles * kHalves + warp) * 32 + lane];
+        sum = {sum.x + part_sum.x, sum.y + part_sum.y, sum.z + part_sum.z, sum.w + part_sum.w};
         square[0] += squares[w][token[0]];
         square[1] += squares[w][token[1]];
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float norm = kNorm ? rsqrtf(square[i % 2] / p.n_in + p.eps) : 1;
-        value[i] = norm * value[i] + base[i];
+      float norm[2] = {1, 1};
+      if constexpr (kNorm) {
+        norm[0] = rsqrtf(square[0] / p.n_in + p.eps);
+        norm[1] = rsqrtf(square[1] / p.n_in + p.eps);
       }
+      const float4 add = added[threadIdx.x];
+      const float value[4] = {norm[0] * sum.x + add.x, norm[1] * sum.y + add.y, norm[0] * sum.z + add.z,
+                              norm[1] * sum.w + add.w};
+      T* out = static_cast<T*>(p.out);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = weight_row[i / 2];
-        if (row < 0 || !there[i % 2]) continue;
-        const int64_t to = int64_t{token[i % 2]} * part.n_units + row;
-        T* out = static_cast<T*>(p.out);
+        if (!there(i)) continue;
         if (p.epilogue == Epilogue::store_fp32) {
-          static_cast<float*>(p.out)[to] = value[i];
+          static_cast<float*>(p.out)[place(i)] = value[i];
         } else if (!part.pairs) {
-          out[to] = from_float<T>(value[i]);
-        } else if (i < 2) {
-          out[to] = from_float<T>(value[i] / (1 + expf(-value[i])) * value[i + 2]);
+          out[place(i)] = from_float<T>(value[i]);
+        } else if (i < 2) {  // of the gate; the same unit's up is two further
+          out[place(i)] = from_float<T>(value[i] / (1 + expf(-value[i])) * value[i + 2]);
         }
       }
     }
