@@ -93,7 +93,7 @@ class Cluster:
         def ended() -> bool:
             show = self.run(["scontrol", "--oneliner", "show", "job", job]).stdout
             fields.update(field.split("=", 1) for field in show.split() if "=" in field)
-            return fields["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+            return fields["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
         self._wait(f"job {job}", ended, timeout)
         return fields

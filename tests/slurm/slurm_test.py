@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The scripts of slurm/ run the demo on two nodes of a real Slurm, and get what one process gets.
 
-usage: slurm_test.py PIPEINFER PROJECT_ROOT [unittest options]     exits with 77 where Slurm cannot run
+usage: slurm_test.py PIPEINFER PROJECT_ROOT [Demo|Requeue] [unittest options]     exits with 77 where Slurm cannot run
 """
 import json
 import os
@@ -21,25 +21,36 @@ from chaos import Chaos  # noqa: E402
 SKIPPED = 77
 
 
-class Demo(unittest.TestCase):
+class SlurmTest(unittest.TestCase):
     program: Path
     project: Path
 
     @classmethod
     def setUpClass(cls):
         cls.cluster = cls.enterClassContext(Cluster(nodes=2))
-        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="slurm-demo-", dir="/tmp")))
-        cls.config = str(cls.project / "configs/demo.json")
-        alone = cls.folder / "alone"
-        subprocess.run([cls.program, "run", "--config", cls.config, "--output-dir", alone], check=True,
-                       env=cls.cluster.environment(), capture_output=True, timeout=120)
-        cls.expected = cls.completions(alone)
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="slurm-test-", dir="/tmp")))
 
     @staticmethod
     def completions(folder: Path) -> list[dict]:
         lines = (folder / "completions.jsonl").read_text().splitlines()
         return [{key: record[key] for key in ("id", "completion", "token_ids", "finish_reason")}
                 for record in map(json.loads, lines)]
+
+    @classmethod
+    def complete_alone(cls, config: Path, *options: str) -> list[dict]:
+        """What one process without Slurm makes of a configuration."""
+        alone = cls.folder / "alone"
+        subprocess.run([cls.program, "run", "--config", config, "--output-dir", alone, *options], check=True,
+                       env=cls.cluster.environment(), capture_output=True, timeout=240)
+        return cls.completions(alone)
+
+
+class Demo(SlurmTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.config = str(cls.project / "configs/demo.json")
+        cls.expected = cls.complete_alone(cls.config)
 
     def launch(self, output: Path, **environment: str):
         return self.cluster.run([str(self.project / "slurm/interactive.sh"), "run", "--config", self.config],
@@ -84,29 +95,64 @@ class Demo(unittest.TestCase):
         self.assertEqual((fields["JobState"], fields["ExitCode"]), ("FAILED", "2:0"), printed)
         self.assertIn("NODES=3, but this allocation has 2: submit it with sbatch --nodes=3", printed)
 
-    def submit_slow(self, name: str, n_prompts: int, **environment: str) -> tuple[str, Path, list]:
-        """Submits a run of one sequence at a time through slurm/submit.sh. -> job, run folder, what it must complete."""
-        prompts = self.folder / f"{name}.jsonl"
+    def test_an_absent_profiler_is_a_warning(self):
+        output = self.folder / "profiled"
+        said = self.launch(output, NODES="2", LAUNCHER="srun", PROFILER="nsys",
+                           PATH=os.environ["PATH"] + ":/nowhere").stderr
+        self.check(output, ranks=2)
+        self.assertIn("nsys is not installed: the run is not profiled", said)
+
+    def test_lost_ranks_on_two_nodes(self):
+        folder = self.folder / "chaos"
+        folder.mkdir()
+        chaos = Chaos(self.program, self.project, folder, cluster=self.cluster)
+        for seed, blow in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
+            print(chaos.round(seed, "srun", 2, seed - 1, blow, "serving"), flush=True)
+
+    def test_tasks_without_pmix_are_refused(self):
+        # Each task would believe that it is alone and run all prompts by itself.
+        output = self.folder / "singletons"
+        done = self.cluster.run(["srun", "--mpi=none", "--nodes=2", str(self.program), "run", "--config", self.config,
+                                 "--output-dir", str(output), "--device", "cpu"], check=False)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertFalse((output / "completions.jsonl").exists())
+
+
+class Requeue(SlurmTest):
+    """Jobs that are stopped in the middle of 100 prompts, or of the first 40."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.expected = cls.complete_alone(cls.configure("all", 100), "--batch-size", "64")
+
+    @classmethod
+    def configure(cls, name: str, n_prompts: int) -> Path:
+        """-> the configuration of a run of one sequence at a time."""
+        prompts = cls.folder / f"{name}.jsonl"
         prompts.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"And the LORD said {i}"}) + "\n"
                                    for i in range(n_prompts)))
-        config = self.folder / f"{name}.json"
+        config = cls.folder / f"{name}.json"
         config.write_text(json.dumps({
-            "model": {"model_path": str(self.project / "configs/demo_model")},
+            "model": {"model_path": str(cls.project / "configs/demo_model")},
             "inference": {"max_new_tokens": 300, "ignore_eos": True, "batch_size": 1},
             "inputs": {"prompt_path": prompts.name},
             "runtime": {"device": "cpu", "threads": 1, "grace_s": 1}}))
-        alone = self.folder / f"{name}-alone"
-        subprocess.run([self.program, "run", "--config", config, "--output-dir", alone, "--batch-size", "64"], check=True,
-                       env=self.cluster.environment(), capture_output=True, timeout=240)
+        return config
+
+    def submit_slow(self, name: str, n_prompts: int, **environment: str) -> tuple[str, Path]:
+        """Submits it through slurm/submit.sh. -> job, run folder."""
+        config = self.configure(name, n_prompts)
         folder = self.folder / name
         said = self.cluster.run([str(self.project / "slurm/submit.sh")], PIPEINFER=str(self.program), DEVICE="cpu",
                                 CONFIG=str(config), RUN_DIR=str(folder), **environment).stdout
         job = (folder / "jobs").read_text().strip()
         self.assertIn(f"job {job}, run folder {folder}", said)
-        return job, folder, self.completions(alone)
+        return job, folder
 
-    def check_requeued(self, job: str, folder: Path, expected: list):
+    def check_requeued(self, job: str, folder: Path, n_prompts: int):
         """The job is queued again, ends well, and has completed every id exactly once; collect.sh tells of it."""
+        expected = self.expected[:n_prompts]
         output = folder / f"slurm-{job}.out"
         self.await_true("the requeue", lambda: "stopped, and queued again (1 of at most" in output.read_text())
         config = folder / "config.json"  # the rest goes faster
@@ -134,49 +180,27 @@ class Demo(unittest.TestCase):
         self.await_true(f"{count} completions", lambda: file.exists() and file.read_bytes().count(b"\n") >= count)
 
     def test_a_signalled_job_is_requeued_and_resumes(self):
-        job, folder, expected = self.submit_slow("signalled", 40)
+        job, folder = self.submit_slow("signalled", 40)
         self.await_completions(folder, 2)
         self.cluster.run(["scancel", "--signal=USR1", "--full", job])
-        self.check_requeued(job, folder, expected)
+        self.check_requeued(job, folder, 40)
 
     def test_a_job_at_its_time_limit_is_requeued_and_resumes(self):
         # The shortest limit is a minute; slurmctld looks every 30 s whose end is near.
-        job, folder, expected = self.submit_slow("limited", 100, TIME="1", SBATCH_OPTIONS="--signal=B:USR1@50")
+        job, folder = self.submit_slow("limited", 100, TIME="1", SBATCH_OPTIONS="--signal=B:USR1@50")
         self.await_completions(folder, 1)
-        self.check_requeued(job, folder, expected)
+        self.check_requeued(job, folder, 100)
 
     def test_a_cancelled_job_is_not_requeued(self):
-        job, folder, _ = self.submit_slow("cancelled", 40)
+        job, folder = self.submit_slow("cancelled", 40)
         self.await_completions(folder, 1)
         self.cluster.run(["scancel", job])
         self.assertEqual(self.cluster.wait_for_job(job)["JobState"], "CANCELLED")
         self.assertFalse((folder / "output/completions.jsonl").exists())
 
-    def test_an_absent_profiler_is_a_warning(self):
-        output = self.folder / "profiled"
-        said = self.launch(output, NODES="2", LAUNCHER="srun", PROFILER="nsys",
-                           PATH=os.environ["PATH"] + ":/nowhere").stderr
-        self.check(output, ranks=2)
-        self.assertIn("nsys is not installed: the run is not profiled", said)
-
-    def test_lost_ranks_on_two_nodes(self):
-        folder = self.folder / "chaos"
-        folder.mkdir()
-        chaos = Chaos(self.program, self.project, folder, cluster=self.cluster)
-        for seed, blow in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
-            print(chaos.round(seed, "srun", 2, seed - 1, blow, "serving"), flush=True)
-
-    def test_tasks_without_pmix_are_refused(self):
-        # Each task would believe that it is alone and run all prompts by itself.
-        output = self.folder / "singletons"
-        done = self.cluster.run(["srun", "--mpi=none", "--nodes=2", str(self.program), "run", "--config", self.config,
-                                 "--output-dir", str(output), "--device", "cpu"], check=False)
-        self.assertNotEqual(done.returncode, 0)
-        self.assertFalse((output / "completions.jsonl").exists())
-
 
 if __name__ == "__main__":
-    Demo.program, Demo.project = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    SlurmTest.program, SlurmTest.project = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     reason = Cluster.cannot_run()
     if reason:
         print(f"skipped: {reason}")
