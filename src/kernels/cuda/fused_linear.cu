@@ -245,13 +245,13 @@ __device__ inline void produce(Items<T> items, const Ring& ring, Place& at, int 
   for (int i = 0; items.left(); ++i, at.next()) {
     if (first_span && i == kSlots) {
       Items<T> ahead = items;
-      for (int j = 0; j < kPrefetched && ahead.left(); ++j) ahead.next(prefetch_rows);
+      for (int j = 0; j < kPrefetched && ahead.left(); ++j) ahead.next(prefetch_block);
     }
     wait_phase(ring.empty + at.slot, at.parity ^ 1);
     items.next([&](const char* from, int64_t stride, int n, int bytes) {
       Barrier* full = ring.full + at.slot;
       announce_copies(full, n * bytes);
-      copy_rows(ring.slot(at) + half * kHalfRows * kPitch, kPitch, from, stride, n, bytes, full);
+      copy_block(ring.slot(at) + half * kHalfRows * kPitch, kPitch, from, stride, n, bytes, full);
       close_copies(full);
     });
   }

@@ -192,13 +192,41 @@ __device__ inline void wait_phase(Barrier* barrier, int parity) {
 #endif
 }
 
-/// Copies by a warp that a phase of a barrier counts: announced, started, closed. Arguments are the same for all lanes.
-/// The barrier is initialised with copy_arrivals(): bulk copies count bytes, others the lanes.
+/// What a barrier that counts copies is initialised with for each warp that starts them: bulk copies count bytes, so that
+/// one lane arrives for all; others count the lanes.
 __device__ inline int copy_arrivals() {
 #if __CUDA_ARCH__ >= 900
   return 1;
 #else
   return 32;
+#endif
+}
+
+/// A warp starts the copies of up to 32 rows of `bytes` to shared memory, one every `pitch` bytes (multiples of 16). Each
+/// lane gives one row, or null; a phase of `there` ends when all are there.
+__device__ inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+  const int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+  const int rows = __popc(__ballot_sync(~0u, row != nullptr));
+  if (lane == 0)
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
+                     shared_address(there)),
+                 "r"(rows * bytes)
+                 : "memory");
+  __syncwarp();
+  if (row)
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(to + lane * pitch)),
+        "l"(row), "r"(bytes), "r"(shared_address(there))
+        : "memory");
+#elif __CUDA_ARCH__ >= 800
+  for (int r = 0; r < 32; ++r) {
+    const auto from =
+        reinterpret_cast<const char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), r));
+    for (int i = lane * 16; from && i < bytes; i += 32 * 16) copy_to_shared<16>(to + r * pitch + i, from + i);
+  }
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
 #endif
 }
 
@@ -211,6 +239,7 @@ __device__ inline bool elect() {
   return elected;
 }
 
+/// The same by arguments that are the same for all lanes: announce_copies of all bytes, any copy_block, close_copies.
 __device__ inline void announce_copies(Barrier* there, int bytes) {
 #if __CUDA_ARCH__ >= 900
   if (elect())
@@ -223,8 +252,8 @@ __device__ inline void announce_copies(Barrier* there, int bytes) {
 }
 
 /// `n` rows of `bytes` (a multiple of 16, as all addresses are), every `stride` bytes, to every `pitch` bytes.
-__device__ inline void copy_rows(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
-                                 Barrier* there) {
+__device__ inline void copy_block(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
+                                  Barrier* there) {
 #if __CUDA_ARCH__ >= 900
   const bool elected = elect();
   uint32_t place = shared_address(to);
@@ -252,7 +281,7 @@ __device__ inline void close_copies(Barrier* there) {
 }
 
 /// Brings such rows into the L2 cache, where the GPU can be asked to.
-__device__ inline void prefetch_rows(const char* from, int64_t stride, int n, int bytes) {
+__device__ inline void prefetch_block(const char* from, int64_t stride, int n, int bytes) {
 #if __CUDA_ARCH__ >= 900
   const bool elected = elect();
   for (int row = 0; row < n; ++row, from += stride) {

@@ -111,6 +111,12 @@ inline void init_barrier(Barrier* barrier, int arrivals) { barrier->init(arrival
 inline void arrive(Barrier* barrier) { barrier->arrive(0); }
 inline void wait_phase(Barrier* barrier, int parity) { barrier->wait(parity); }
 inline int copy_arrivals() { return 1; }
+inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+  const int rows = __popc(__ballot_sync(~0u, row != nullptr)), lane = threadIdx.x % 32;
+  if (lane == 0) there->arrive(rows * bytes);
+  __syncwarp();
+  if (row) there->copy(to + lane * pitch, row, bytes);
+}
 inline void announce_copies(Barrier* there, int bytes) {
   if (threadIdx.x % 32 == 0) there->arrive(bytes);
   __syncwarp();
@@ -121,7 +127,7 @@ inline void copy_rows(char* to, int pitch, const char* from, int64_t stride, int
   for (int row = 0; row < n; ++row) there->copy(to + row * pitch, from + row * stride, bytes);
 }
 inline void close_copies(Barrier*) {}
-inline void prefetch_rows(const char*, int64_t, int, int) {}
+inline void prefetch_block(const char*, int64_t, int, int) {}
 inline void order_before_copies() {}
 
 }  // namespace pipeinfer::kernels::cuda
