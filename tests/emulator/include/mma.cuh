@@ -121,8 +121,8 @@ inline void announce_copies(Barrier* there, int bytes) {
   if (threadIdx.x % 32 == 0) there->arrive(bytes);
   __syncwarp();
 }
-inline void copy_rows(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
-                      Barrier* there) {
+inline void copy_block(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
+                       Barrier* there) {
   if (threadIdx.x % 32 != 0) return;
   for (int row = 0; row < n; ++row) there->copy(to + row * pitch, from + row * stride, bytes);
 }
