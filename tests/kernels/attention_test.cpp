@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "harness.h"
@@ -303,12 +304,13 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
   for (Shape shape : kShapes) {
     for (DType dtype : kDTypes) {
       ++case_number;
+      // Few tokens, whose contexts are cut into pieces, and more that are dealt out evenly, on GPUs of any size
+      const int n = std::array{1, 6, 73}[(case_number + case_number / 3) % 3], padding = integer(0, 2);
       shape.dtype = dtype;
-      const bool many = case_number % 3 == 0;
-      shape.context = many ? 60 : 1100;
-      shape.slots = many ? 75 : 8;
+      shape.context = n == 73 ? 60 : 1100;
+      shape.slots = n + 2;
       start(shape);
-      const int d = shape.head_dim, n = shape.slots - 2, null_slot = n, other_slot = n + 1, padding = 2;
+      const int d = shape.head_dim, null_slot = n, other_slot = n + 1;
       const float scale = 1 / std::sqrt(static_cast<float>(d));
       const Array<float> frequencies(inv_freq(), stream_);
       Rope rope;
@@ -322,9 +324,11 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
 
       Step step;  // contexts on both sides of the kernel's tiles and splits
       for (int slot = 0; slot < n; ++slot) step.row(slot, integer(0, shape.context - 4), 1);
-      step.position[0] = 0;
-      step.position[1] = 8 * integer(1, shape.context / 8 - 1) - 2;
-      if (!many) step.position[2] = 256 * integer(1, 4) - 2;
+      if (n > 1) {
+        step.position[0] = 0;
+        step.position[1] = 8 * integer(1, shape.context / 8 - 1) - 2;
+      }
+      if (n == 6) step.position[2] = 256 * integer(1, 4) - 2;
       for (int i = 0; i < padding; ++i) step.row(null_slot, 0, 1);
       step.row(other_slot, 3, 2);  // not to be touched
       step.n_single = n + padding;

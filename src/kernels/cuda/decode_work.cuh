@@ -11,11 +11,11 @@ namespace pipeinfer::kernels::cuda::decode {
 
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
-inline constexpr int kBlocksPerSm = 3;  // of head_dim 100: 56 KB of shared memory each
-inline constexpr int kTile = 32;        // positions: what a warp takes at a time
+inline constexpr int kBlocksPerSm = 2;  // of head_dim 100: 105 KB of shared memory each
+inline constexpr int kTile = 8;         // octets: what a warp takes at a time
 inline constexpr int kHeads = 8;        // query heads that a block takes at most: columns of a product
-inline constexpr int kPiece =
-    32;  // octets: an item is cut no finer where its pieces are too few to fill the GPU
+/// Octets: an item is cut no finer where its pieces are too few to fill the GPU.
+inline constexpr int kPiece = kWarps * kTile;
 
 __host__ __device__ inline int octets_of(int context) { return (context + kOctet - 1) / kOctet; }
 __host__ __device__ inline int pieces_of(int octets) { return (octets + kPiece - 1) / kPiece; }
@@ -68,7 +68,7 @@ struct DecodeWorkspace {
 struct Layout {
   int heads, head_dim;
 
-  __host__ __device__ int tile() const { return kTile * head_dim * 2; }
+  __host__ __device__ int tile() const { return kTile * kOctet * head_dim * 2; }
   __host__ __device__ int query_stride() const { return ((head_dim + 7) / 8 | 1) * 16; }
   __host__ __device__ int queries() const { return 2 * kWarps * tile(); }
   __host__ __device__ int parts() const { return queries() + kWarps * heads * query_stride(); }

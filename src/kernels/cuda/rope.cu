@@ -1,5 +1,6 @@
 // Rotary embedding of q in place, and of k into the paged cache together with v.
 #include "kv.cuh"
+#include "rows.cuh"
 
 namespace pipeinfer::kernels::cuda {
 namespace {
@@ -8,31 +9,33 @@ constexpr int kWarps = 4;
 constexpr int kHeads = 8;  // of a warp: its loads are under way together
 
 /// Warp w of block (t, y): heads [(y * kWarps + w) * kHeads, + kHeads) of token t, counted over q, k and v heads. A thread
-/// has V neighbouring pairs of each.
-template <typename T, int V>
+/// has V neighbouring pairs of each. D is head_dim, or 0 for any.
+template <typename T, int V, int D>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_and_cache_kernel(T* qkv, KvLayer cache, TokenTable tokens, int n_heads) {
   const int64_t t = blockIdx.x;
-  const int d = cache.head_dim, half = d / 2, n_kv = cache.n_kv_heads, n_rows = n_heads + 2 * n_kv;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int first = (static_cast<int>(blockIdx.y) * kWarps + warp) * kHeads;
-  const int position = tokens.position[t];
-  T* octet = key_octet<T>(cache, blocks_of(tokens, tokens.slot[t]), position, 0);  // of kv head 0
-  for (int i = lane * V; i < half; i += 32 * V) {
+  const int d = D > 0 ? D : cache.head_dim, half = d / 2, n_rows = n_heads + 2 * cache.n_kv_heads;
+  const int first = (static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / 32) * kHeads;
+  const int count = min(kHeads, n_rows - first);
+  for (int i = static_cast<int>(threadIdx.x) % 32 * V; i < half; i += 32 * V) {
+    T* const row = qkv + (t * n_rows + first) * d + i;
     float angle[2 * V], a[kHeads][V], b[kHeads][V];
 #pragma unroll
     for (int r = 0; r < kHeads; ++r) {
-      if (first + r >= n_rows) continue;
-      const T* from = qkv + (t * n_rows + first + r) * d + i;
-      load(a[r], from);
-      load(b[r], from + half);
+      if (r >= count) continue;
+      load(a[r], row + r * d);
+      load(b[r], row + r * d + half);
     }
     load(angle, tokens.angle + t * d + 2 * i);
+    const int position = tokens.position[t];
+    const int64_t head_block = int64_t{cache.block_size} * d;  // a block's heads of v follow those of k
+    T* const octet =
+        key_octet<T>(cache, blocks_of(tokens, tokens.slot[t]), position, 0) + (first - n_heads) * head_block;
+    const int to_a = octet_offset(d, position, i), to_b = octet_offset(d, position, i + half);
 #pragma unroll
     for (int r = 0; r < kHeads; ++r) {
-      const int head = first + r;
-      if (head >= n_rows) continue;
-      if (head < n_heads + n_kv) {
+      if (r >= count) continue;
+      if (first + r < n_heads + cache.n_kv_heads) {
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const float cosine = angle[2 * j], sine = angle[2 * j + 1], x = a[r][j], y = b[r][j];
@@ -40,17 +43,9 @@ __global__ void __launch_bounds__(kWarps * 32)
           b[r][j] = y * cosine + x * sine;
         }
       }
-      if (head < n_heads) {
-        T* to = qkv + (t * n_rows + head) * d + i;
-        store(to, a[r]);
-        store(to + half, b[r]);
-      } else {
-        const int kv_head = head < n_heads + n_kv ? head - n_heads : head - n_heads - n_kv;
-        T* to = octet + int64_t{kv_head} * cache.block_size * d;
-        if (head >= n_heads + n_kv) to += v_offset(cache);
-        store(to + octet_offset(d, position, i), a[r]);
-        store(to + octet_offset(d, position, i + half), b[r]);
-      }
+      const bool query = first + r < n_heads;
+      store(query ? row + r * d : octet + r * head_block + to_a, a[r]);
+      store(query ? row + r * d + half : octet + r * head_block + to_b, b[r]);
     }
   }
 }
@@ -63,7 +58,8 @@ void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, i
   const dim3 grid(tokens.n_tokens, (heads + kWarps * kHeads - 1) / (kWarps * kHeads));
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const auto kernel = cache.head_dim % 4 == 0 ? rope_and_cache_kernel<T, 2> : rope_and_cache_kernel<T, 1>;
+    auto kernel = cache.head_dim % 4 == 0 ? rope_and_cache_kernel<T, 2, 0> : rope_and_cache_kernel<T, 1, 0>;
+    with_head_dim(cache.head_dim, [&](auto d) { kernel = rope_and_cache_kernel<T, 2, d()>; });
     kernel<<<grid, kWarps * 32, 0, native(stream)>>>(static_cast<T*>(qkv), cache, tokens, n_heads);
   });
   check_launch("rope_and_cache");
