@@ -3,8 +3,6 @@
 // them; for each run of them (tokens of one slot at consecutive positions) it walks over the run's keys and values in
 // tiles of kKeys positions, the next of which is on its way meanwhile. Queries, scores and sums stay in registers;
 // weights become the next product's operand there.
-#include <cfloat>
-
 #include "launch.cuh"
 #include "prefill_work.cuh"
 
@@ -16,28 +14,6 @@ namespace {
 /// Weights are 2^(score - base), where a row's base follows its largest score only when that is further ahead than this:
 /// sums are then rarely rescaled, and weights stay far from the largest half (65504).
 constexpr float kSlack = 8;
-
-/// What a lane holds of 16 queries: operands and sums as mma_16x8x16 has them, rows lane / 4 and lane / 4 + 8.
-template <typename T, int D>
-struct Strip {
-  uint32_t query[Shape<D>::kSteps][4];
-  float sum[Shape<D>::kGroups][4] = {};
-  float base[2] = {-FLT_MAX, -FLT_MAX}, total[2] = {};  // total: of this lane's keys
-
-  /// From rows at `pitch` elements; those from `n` on become zeros.
-  __device__ void load(const T* from, int64_t pitch, int n) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < Shape<D>::kSteps; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = lane / 4 + e % 2 * 8, column = i * 16 + e / 2 * 8 + lane % 4 * 2;
-        query[i][e] =
-            row < n && column < D ? *reinterpret_cast<const uint32_t*>(from + row * pitch + column) : 0;
-      }
-    }
-  }
-};
 
 /// score = queries * keys^T for kStep keys: score[s][j] are strip s and keys 8j to 8j + 7.
 template <typename T, int D>
@@ -52,7 +28,7 @@ __device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8
 #pragma unroll
     for (int j = 0; j < kStep / 8; j += 2) {
       uint32_t b[4];
-      load_matrices(b, k + j * O::kBytes + i * 256);
+      load_matrices(b, k + j * O::kBytes + i * 2 * O::kGroupBytes);
 #pragma unroll
       for (int s = 0; s < S::kStrips; ++s) {
         mma_16x8x16<T>(score[s][j], strip[s].query[i], {b[0], b[1]});
@@ -64,7 +40,7 @@ __device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8
     uint32_t b[kStep / 8];
     if constexpr (D % 16 == 8) {
       static_assert(kStep == 32);
-      load_matrices(b, keys + lane / 8 * O::kBytes + (S::kGroups - 1) * 128 + lane % 8 * 16);
+      load_matrices(b, keys + lane / 8 * O::kBytes + (S::kGroups - 1) * O::kGroupBytes + lane % 8 * 16);
     } else {  // 4 columns: the other 4 of the group meet zeros of the queries
 #pragma unroll
       for (int j = 0; j < kStep / 8; ++j)
@@ -82,6 +58,47 @@ __device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8
   }
 }
 
+/// Scores become weights, the operands of the next product, and are added to the totals.
+template <typename T, int D>
+__device__ inline void weigh(uint32_t (&weight)[Shape<D>::kStrips][kStep / 16][4],
+                             Strip<T, D> (&strip)[Shape<D>::kStrips],
+                             const float (&score)[Shape<D>::kStrips][kStep / 8][4], float scale) {
+  constexpr int kStrips = Shape<D>::kStrips;
+  float largest[kStrips][2];
+  bool grown = false;
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float max = score[s][0][r * 2];
+#pragma unroll
+      for (int j = 0; j < kStep / 8; ++j) max = fmaxf(max, fmaxf(score[s][j][r * 2], score[s][j][r * 2 + 1]));
+      largest[s][r] = max * scale;
+      grown |= largest[s][r] > strip[s].base[r] + kSlack;
+    }
+  }
+  if (__any_sync(~0u, grown)) {
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) strip[s].move_base(r, largest[s][r]);
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int j = 0; j < kStep / 8; ++j) {
+        const float low = exp2_approximate(score[s][j][r * 2] * scale - strip[s].base[r]);
+        const float high = exp2_approximate(score[s][j][r * 2 + 1] * scale - strip[s].base[r]);
+        strip[s].total[r] += low + high;
+        weight[s][j / 2][j % 2 * 2 + r] = pack<T>(low, high);
+      }
+    }
+  }
+}
+
 /// The operands b of kStep values for one group of columns: b[2j] and b[2j + 1] are positions 16j to 16j + 15.
 template <int D>
 __device__ inline void load_values(uint32_t (&b)[kStep / 8], const char* values, int group) {
@@ -89,7 +106,7 @@ __device__ inline void load_values(uint32_t (&b)[kStep / 8], const char* values,
   using O = Octet<D>;
   const int lane = lane_again();
   if (group < D / 8) {
-    load_matrices_transposed(b, values + lane / 8 * O::kBytes + group * 128 + lane % 8 * 16);
+    load_matrices_transposed(b, values + lane / 8 * O::kBytes + group * O::kGroupBytes + lane % 8 * 16);
   } else {  // 4 columns, twice: nobody reads the sums of the second 4
 #pragma unroll
     for (int j = 0; j < kStep / 8; ++j) {
@@ -153,9 +170,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ KeyTile tiles[4];  // this one, the next, and the one after it
   char* buffers = reinterpret_cast<char*>(shared);
   const int head = blockIdx.x, kv_head = head / (n_heads / cache.n_kv_heads);
-  const int t0 =
-      tokens.n_single + static_cast<int>(gridDim.y - 1 - blockIdx.y) * S::kQueries;  // long contexts first
-  cache.head_dim = D;                                                                // for the compiler
+  const int tile_of_tokens = gridDim.y - 1 - blockIdx.y;  // long contexts first
+  const int t0 = tokens.n_single + tile_of_tokens * S::kQueries;
+  cache.head_dim = D;  // known to the compiler
   const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 * S::kRows;
 
   wait_for_previous();
@@ -218,53 +235,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
 
-      float largest[S::kStrips][2];
-      bool grown = false;
-#pragma unroll
-      for (int s = 0; s < S::kStrips; ++s) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float max = score[s][0][r * 2];
-#pragma unroll
-          for (int j = 0; j < kStep / 8; ++j)
-            max = fmaxf(max, fmaxf(score[s][j][r * 2], score[s][j][r * 2 + 1]));
-          largest[s][r] = max * scale;
-          grown |= largest[s][r] > strip[s].base[r] + kSlack;
-        }
-      }
-      if (__any_sync(~0u, grown)) {
-#pragma unroll
-        for (int s = 0; s < S::kStrips; ++s) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            float base = fmaxf(largest[s][r], __shfl_xor_sync(~0u, largest[s][r], 1));
-            base = fmaxf(base, __shfl_xor_sync(~0u, base, 2));
-            base = fmaxf(base, strip[s].base[r]);
-            const float factor = exp2_approximate(strip[s].base[r] - base);
-            strip[s].base[r] = base;
-            strip[s].total[r] *= factor;
-#pragma unroll
-            for (int i = 0; i < S::kGroups; ++i) {
-              strip[s].sum[i][r * 2] *= factor;
-              strip[s].sum[i][r * 2 + 1] *= factor;
-            }
-          }
-        }
-      }
       uint32_t weight[S::kStrips][kStep / 16][4];
-#pragma unroll
-      for (int s = 0; s < S::kStrips; ++s) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-          for (int j = 0; j < kStep / 8; ++j) {
-            const float low = exp2_approximate(score[s][j][r * 2] * scale - strip[s].base[r]);
-            const float high = exp2_approximate(score[s][j][r * 2 + 1] * scale - strip[s].base[r]);
-            strip[s].total[r] += low + high;
-            weight[s][j / 2][j % 2 * 2 + r] = pack<T>(low, high);
-          }
-        }
-      }
+      weigh(weight, strip, score, scale);
       if (mixed) {
         multiply_values<true>(strip, weight, keys + S::kTile, mine);
       } else {
@@ -278,18 +250,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int s = 0; s < S::kStrips; ++s) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float total = strip[s].total[r];
-      total += __shfl_xor_sync(~0u, total, 1);
-      total += __shfl_xor_sync(~0u, total, 2);
-      const float factor = __fdividef(1, total);
       const int row = first_row + s * 16 + lane / 4 + r * 8;
       T* to = out + (int64_t{own.first + row} * n_heads + head) * D;
-#pragma unroll
-      for (int i = 0; i < S::kGroups; ++i) {
-        const int column = i * 8 + lane % 4 * 2;
-        const float both[2] = {strip[s].sum[i][r * 2] * factor, strip[s].sum[i][r * 2 + 1] * factor};
-        if (row < own.count && column < D) store(to + column, both);
-      }
+      strip[s].store_row(r, row < own.count ? to : nullptr);
     }
   }
 }

@@ -1,6 +1,8 @@
-// What a block of prefill attention works on: its tokens and their runs, the tiles of keys and values it walks over, and
-// how these lie in shared memory: octets of positions as in the cache (kv.cuh).
+// What a block of prefill attention works on: its tokens and their runs; the tiles of keys and values it walks over, which
+// lie in shared memory as octets of positions, as in the cache (kv.cuh); and what its warps hold of their queries.
 #pragma once
+
+#include <cfloat>
 
 #include "kv.cuh"
 #include "rows.cuh"
@@ -100,6 +102,58 @@ struct KeyTile {
       copy_part_to_shared(to + Shape<D>::kTile + i * 16, from + to_values + i * 16, seen);
     }
     commit_copies();
+  }
+};
+
+/// What a lane holds of 16 queries: operands and sums as mma_16x8x16 has them, rows lane / 4 and lane / 4 + 8.
+template <typename T, int D>
+struct Strip {
+  uint32_t query[Shape<D>::kSteps][4];
+  float sum[Shape<D>::kGroups][4] = {};
+  float base[2] = {-FLT_MAX, -FLT_MAX}, total[2] = {};  // total: of this lane's keys
+
+  /// From rows at `pitch` elements; those from `n` on become zeros.
+  __device__ void load(const T* from, int64_t pitch, int n) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kSteps; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = lane / 4 + e % 2 * 8, column = i * 16 + e / 2 * 8 + lane % 4 * 2;
+        query[i][e] =
+            row < n && column < D ? *reinterpret_cast<const uint32_t*>(from + row * pitch + column) : 0;
+      }
+    }
+  }
+
+  /// Row r's base becomes the largest of itself and what the row's lanes give, and its sums follow.
+  __device__ void move_base(int r, float largest) {
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+    largest = fmaxf(largest, base[r]);
+    const float factor = exp2_approximate(base[r] - largest);
+    base[r] = largest;
+    total[r] *= factor;
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kGroups; ++i) {
+      sum[i][r * 2] *= factor;
+      sum[i][r * 2 + 1] *= factor;
+    }
+  }
+
+  /// sum / total of row r, to D elements.
+  __device__ void store_row(int r, T* to) const {
+    const int lane = threadIdx.x % 32;
+    float all = total[r];
+    all += __shfl_xor_sync(~0u, all, 1);
+    all += __shfl_xor_sync(~0u, all, 2);
+    const float factor = __fdividef(1, all);
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kGroups; ++i) {
+      const int column = i * 8 + lane % 4 * 2;
+      const float both[2] = {sum[i][r * 2] * factor, sum[i][r * 2 + 1] * factor};
+      if (to && column < D) store(to + column, both);
+    }
   }
 };
 
