@@ -88,15 +88,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
     fetch<T, D>(values, octet, v_offset(p.cache), &landed[warp][1]);
   }
   const int c = lane * 2;  // see Pairs
+  Heads heads(p.grouping, at.head);
+  const T* row = nullptr;
   float angle[4] = {};
-  if (c < D / 2) load(angle, p.tokens.angle + int64_t{at.row} * D + 2 * c);
+  const auto enter_item = [&](const Cursor& item) {  // what of it does not depend on the kernel before
+    heads = Heads(p.grouping, item.head);
+    row = p.qkv + int64_t{item.row} * (p.n_heads + 2 * p.cache.n_kv_heads) * D + c;
+    if (c < D / 2) load(angle, p.tokens.angle + int64_t{item.row} * D + 2 * c);
+  };
+  enter_item(at);
   wait_for_previous();
 
   for (int parity = 0, first_octet = at.octet; at.left > 0; first_octet = 0) {  // shares of items
-    const Heads heads(p.grouping, at.head);
     Pairs key{}, value{};
     if (c < D / 2) {
-      const T* row = p.qkv + int64_t{at.row} * (p.n_heads + 2 * p.cache.n_kv_heads) * D + c;
       load_pairs<T, D>(key, row + (p.n_heads + heads.kv_head) * D);
       load_pairs<T, D>(value, row + (p.n_heads + p.cache.n_kv_heads + heads.kv_head) * D);
       for (int first = 0; first < heads.n; first += 4) {
@@ -135,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
       wait_phase(&landed[warp][0], parity);
       if (newest) {
         put_row<T, D>(reinterpret_cast<T*>(keys) + last_octet, n - 1, key);
-        order_before_copies();
+        if (after.left > 0) order_before_copies();
         __syncwarp();
       }
       float score[kTile / 2][4];
@@ -151,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
         T* last = reinterpret_cast<T*>(values) + last_octet;
         put_row<T, D>(last, n - 1, value);
         clear_behind<T, D>(last, n - 1);  // the cache may hold anything there, NaN too
-        order_before_copies();
+        if (after.left > 0) order_before_copies();
         __syncwarp();
       }
       multiply_values<T, D>(softmax.sum, weight, values);
@@ -160,7 +165,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
 
       ends = after.left == 0 || after.octet == 0;
       if (ends) {
-        if (after.left > 0 && c < D / 2) load(angle, p.tokens.angle + int64_t{after.row} * D + 2 * c);
         if (newest && heads.set == 0) {
           const auto last = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(octet), at.tile() - 1);
           put_row<T, D>(reinterpret_cast<T*>(last), n - 1, key);
@@ -174,6 +178,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
           softmax.write_part(part(slot), heads.n);
           if (lane == 0) part_item[slot] = at.item();
         }
+        if (after.left > 0) enter_item(after);
       }
       octet = ahead;
       at = after;
