@@ -2,9 +2,13 @@
 
 #include <ATen/ops/from_blob.h>
 
+#include <charconv>
 #include <cmath>
 
 #include "aten_cpu.h"
+#include "pipeinfer/base/error.h"
+#include "pipeinfer/base/text.h"
+#include "pipeinfer/checkpoint/checkpoint.h"
 #include "pipeinfer/model/llama_stage.h"
 #include "scalar_type.h"
 
@@ -290,6 +294,16 @@ void check_weights(const ModelConfig& config, const Checkpoint& checkpoint) {
   model::Arena count;
   const model::StageModules modules(config, all_layers, count, Device{});
   for (const model::WeightSlice& slice : modules.slices()) checkpoint.require(slice.name, slice.shape);
+  // A deeper model cut short would run, and write nonsense.
+  const std::string prefix = "model.layers.";
+  for (const std::string& name : checkpoint.names()) {
+    int64_t layer = -1;
+    if (name.starts_with(prefix))
+      std::from_chars(name.data() + prefix.size(), name.data() + name.size(), layer);
+    if (layer >= config.n_layers)
+      usage_error(cat("the checkpoint ", checkpoint.folder(), " holds tensor ", name,
+                      ", but its config.json says num_hidden_layers ", config.n_layers));
+  }
 }
 
 }  // namespace pipeinfer

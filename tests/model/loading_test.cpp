@@ -53,6 +53,16 @@ TEST_P(LoadingTest, MissingTensorIsNamed) {
   load(model, 0, 2);  // not this stage's
 }
 
+TEST_P(LoadingTest, MoreLayersThanTheModelHasAreNamed) {
+  TestModel model = make_model(config_of_four_layers(), DType::fp32, 1);
+  write_checkpoint(model, folder_.path());
+  const Checkpoint checkpoint(folder_.path());
+  check_weights(model.config, checkpoint);
+  model.config.n_layers = 3;
+  expect_usage_error([&] { check_weights(model.config, checkpoint); },
+                     {folder_.path(), "model.layers.3.", "num_hidden_layers 3"});
+}
+
 TEST_P(LoadingTest, WrongShapeIsNamedWithBothShapes) {
   TestModel model = make_model(config_of_four_layers(), DType::fp32, 1);
   auto& tensor = model.tensors.at("model.layers.1.self_attn.k_proj.weight");

@@ -51,7 +51,8 @@ class LlamaStage final : public Stage {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Looks up every tensor of the model, headers only. Throws Error(usage) as LlamaStage does.
+/// Looks up every tensor of the model, headers only. Throws Error(usage) as LlamaStage does, and where the checkpoint has
+/// more layers than the model.
 void check_weights(const ModelConfig& config, const Checkpoint& checkpoint);
 
 /// Threads of the CPU's matrix products, for the whole process.
