@@ -74,7 +74,7 @@ struct TokenTable {
 /// What all layers of a step share: cosine and sine of every token's angles, and on a GPU how decode_attention deals its
 /// work out. Enqueued before the step's first layer; launched plainly (see decode_attention).
 void prepare_attention(float* angle,     // [n_tokens, head_dim / 2, 2]: what the layers find in tokens.angle
-                       void* workspace,  // as for decode_attention; null where n_single is 0
+                       void* workspace,  // decode_attention's; null where none follows
                        const KvLayer& cache,  // of any layer: only its shape counts
                        const TokenTable& tokens, const Rope& rope, int n_heads, Stream& stream);
 
@@ -92,9 +92,10 @@ void paged_attention(void* out,        // [n_tokens, n_heads * head_dim]
 
 /// rope_and_cache and paged_attention of the first n_single tokens, in one kernel where the GPU can. No two of them are
 /// of one slot, but for padding (a slot and block whose contents nobody reads). What qkv holds afterwards is unspecified.
-/// The launch depends on n_single alone: a graph may hold it. On a GPU, `tokens`, what prepare_attention left and the
-/// cache's earlier positions are read before the kernel before this one is complete, so that whoever wrote them must be
-/// complete when the step's first layer starts: something launched plainly (see launch.cuh) must lie between.
+/// The launch depends on n_single and max_context alone: a graph may hold it while max_context bounds every replay. On a
+/// GPU, what prepare_attention left for these tokens, their block tables and the cache's earlier positions are read before
+/// the kernel before this one is complete: whoever wrote them must be complete when the step's first layer starts, so
+/// something launched plainly (see launch.cuh), or the start of a graph, must lie between.
 void decode_attention(void* out,  // [n_tokens, n_heads * head_dim]
                       void* qkv,  // as for rope_and_cache
                       const KvLayer& cache, const TokenTable& tokens, int n_heads, float scale,
