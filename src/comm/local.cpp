@@ -2,9 +2,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstring>
+#include <cstddef>
 #include <deque>
 #include <functional>
 #include <limits>
@@ -180,7 +181,7 @@ class LocalLink : public Link {
     pipe_->tensors.pop_front();
     PI_CHECK(tensor.size() == bytes, "rank ", from, " sent ", tensor.size(), " bytes, rank ", to,
              " expected ", bytes);
-    std::memcpy(data, tensor.data(), bytes);
+    std::copy(tensor.begin(), tensor.end(), static_cast<std::byte*>(data));
   }
 
   bool open() const {
