@@ -13,6 +13,9 @@ export NINJA_STATUS='[%f/%t %es] '
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
 
+# Undefined behaviour fails a test; clang's reports name lines without llvm-symbolizer too.
+export UBSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=allow_addr2line=1
+
 jobs=$(env -u OMP_NUM_THREADS nproc)  # nproc would count that variable's threads
 
 step() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }

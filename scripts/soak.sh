@@ -9,7 +9,7 @@ seconds=${1:-600} rounds=${2:-50}
 scripts/setup.sh --tests
 names=()
 for source in tests/fuzz/fuzz_*.cpp; do names+=("$(basename "$source" .cpp)"); done
-build fuzz "${names[@]}"
+build fuzz fuzzers
 
 step "${names[*]}: $seconds s"
 jobs=()

@@ -3,23 +3,34 @@
 # installed tree's among them), the same under the sanitizers, and short runs of the fuzzers.
 source "$(dirname "$0")/lib.sh"
 
-# Tests side by side, each with one thread: more threads than cores wait for each other.
+# Each test with one thread, and one test more than there are cores: many wait, for deadlines or for Slurm.
 export OMP_NUM_THREADS=1
-run_tests() { ctest --test-dir "build/$1" --output-on-failure --parallel "$jobs" "${@:2}"; }
+run_tests() { ctest --test-dir "build/$1" --output-on-failure --parallel $((jobs + 1)) "${@:2}"; }
 
 step "Set-up"
 scripts/setup.sh --tests
 
-step "Build and test: cpu"
+step "Build: cpu"
 build cpu
+
+# What the tests leave of the cores builds the rest: a process group of its own, so that it ends with this script.
+step "Build: asan, tsan, fuzz (at low priority, into build/sanitizers.log)"
+setsid nice -n 19 bash -c 'source scripts/lib.sh
+  build tsan test_pipeline test_sched test_comm planted && build asan && build fuzz fuzzers' >build/sanitizers.log 2>&1 &
+builds=$!
+trap 'kill -- -$builds 2>/dev/null || true' EXIT
+
+step "Test: cpu"
 run_tests cpu -LE gpu
 
-step "Build and test: thread sanitizer, without LibTorch"
-build tsan test_pipeline test_sched test_comm planted
+step "Wait for the builds"
+wait $builds || { tail -n 60 build/sanitizers.log; exit 1; }
+trap - EXIT
+
+step "Test: thread sanitizer, without LibTorch"
 run_tests tsan -L '^(pipeline|sched|comm|sanitizers)$'
 
-step "Build and test: address and undefined-behaviour sanitizers"
-build asan
+step "Test: address and undefined-behaviour sanitizers"
 run_tests asan -LE '^(gpu|slurm|install|layering|scripts)$'
 
 step "Fuzzers"
