@@ -11,7 +11,8 @@ packages=(g++ ninja-build ccache pkg-config python3-venv libopenmpi-dev openmpi-
           nlohmann-json3-dev libspdlog-dev libcli11-dev libgtest-dev)
 # libpmix-dev: Slurm's PMIx plug-in opens the unversioned libpmix.so, which only the -dev package holds.
 if [ "${1:-}" = --tests ]; then
-  packages+=(clang clang-format libclang-rt-dev libpmix-dev munge slurm-client slurmctld slurmd)
+  packages+=(clang clang-format libclang-rt-dev libpmix-dev munge slurm-client slurmctld slurmd
+             slurmdbd mariadb-server)
 fi
 
 # PyPI's libtorch_cpu.so needs libcudart and libcupti even where there is no GPU. Of torch's other CUDA libraries

@@ -27,13 +27,17 @@ step "Wait for the builds"
 wait $builds || { tail -n 60 build/sanitizers.log; exit 1; }
 trap - EXIT
 
-step "Test: thread sanitizer, without LibTorch"
-run_tests tsan -L '^(pipeline|sched|comm|sanitizers)$'
-
-step "Test: address and undefined-behaviour sanitizers"
+step "Test: address and undefined-behaviour sanitizers; beside it thread sanitizer, without LibTorch, and fuzzers"
+run_tests tsan -L '^(pipeline|sched|comm|sanitizers)$' >build/tsan-tests.log 2>&1 &
+tsan=$!
+scripts/soak.sh 20 0 >build/fuzz.log 2>&1 &
+fuzzers=$!
 run_tests asan -LE '^(gpu|slurm|install|layering|scripts)$'
-
-step "Fuzzers"
-scripts/soak.sh 20 0
+for beside in "$tsan build/tsan-tests.log" "$fuzzers build/fuzz.log"; do
+  read -r job log <<<"$beside"
+  wait "$job" && failed=0 || failed=1
+  cat "$log"
+  [ $failed = 0 ] || exit 1
+done
 
 step "All tests passed"

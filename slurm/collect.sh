@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # What differs from site to site; may be set in the environment.
-SACCT_FIELDS=${SACCT_FIELDS:-JobID,JobName,State,ExitCode,Restarts,Submit,Start,End,Elapsed,TotalCPU,MaxRSS,AveDiskRead,AllocTRES,NodeList}
+SACCT_FIELDS=${SACCT_FIELDS:-JobID,JobName,State,ExitCode,Submit,Start,End,Elapsed,TotalCPU,MaxRSS,AveDiskRead,AllocTRES,NodeList}
 
 fail() { echo "slurm/collect.sh: $*" >&2; exit 2; }
 

@@ -2,7 +2,7 @@
 """The program gives transformers' tokens for every model feature, at 1, 2, 3 and 6 ranks, whatever the batch size, the
 prefill chunk, the lanes and the KV blocks; and sampled text does not depend on them either.
 
-usage: [PIPEINFER_TEST_RANKS=1,2,3,6] equality_test.py PROGRAM PROJECT_ROOT PYTHON_WITH_NUMPY
+usage: [PIPEINFER_TEST_RANKS=1,2,3,6] [PIPEINFER_TEST_SHAPES=tiny,...] equality_test.py PROGRAM PROJECT_ROOT PYTHON_WITH_NUMPY
 """
 import os
 import random
@@ -11,7 +11,8 @@ import sys
 
 import program
 
-SHAPES = ["tiny", "tiny-gqa", "tiny-tied", "tiny-bias", "tiny-hd64", "tiny-linear", "tiny-dynamic", "tiny-llama3"]
+ALL_SHAPES = "tiny,tiny-gqa,tiny-tied,tiny-bias,tiny-hd64,tiny-linear,tiny-dynamic,tiny-llama3"
+SHAPES = os.environ.get("PIPEINFER_TEST_SHAPES", ALL_SHAPES).split(",")
 RANKS = [int(text) for text in os.environ.get("PIPEINFER_TEST_RANKS", "1,2,3,6").split(",")]
 STRIPPED = ("ttft_s", "latency_s", "throughput_tok_s")
 

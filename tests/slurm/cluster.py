@@ -1,4 +1,5 @@
-"""A real Slurm of a few nodes on one machine, for tests: munged, slurmctld, and one slurmd a node, as root.
+"""A real Slurm of a few nodes on one machine, for tests: munged, slurmctld, and one slurmd a node, as root; with
+`accounting`, a database and slurmdbd too, so that sacct tells of jobs.
 
     with Cluster(nodes=2) as cluster:
         cluster.run(["srun", "--nodes=2", "hostname"])
@@ -14,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PROGRAMS = ["munged", "slurmctld", "slurmd", "srun", "sbatch", "unshare"]
+PROGRAMS = ["munged", "slurmctld", "slurmd", "srun", "sbatch", "unshare", "slurmdbd", "mariadbd"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -26,10 +27,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    def __init__(self, nodes: int = 2, cpus: int = 4, gpus: int = 1):
+    def __init__(self, nodes: int = 2, cpus: int = 4, gpus: int = 1, accounting: bool = False):
         self.names = [f"node{i + 1}" for i in range(nodes)]
         self.cpus = cpus
         self.gpus = gpus
+        self.accounting = accounting
         self.daemons: list[subprocess.Popen] = []
 
     @staticmethod
@@ -108,18 +110,18 @@ class Cluster:
         etc.mkdir()
         (self.root / "munge").mkdir()
         (self.root / "state").mkdir()
-        controller, *slurmds = free_ports(1 + len(self.names))
+        controller, self.database_port, accounting, *slurmds = free_ports(3 + len(self.names))
+        # Open MPI names its shared memory after node and job: two clusters of one machine need other jobs.
         # A requeued job waits for the end of its old credential (cred_expire; 120 s unless given).
         lines = f"""
             ClusterName=test
             SlurmctldHost=localhost(127.0.0.1)
             SlurmctldPort={controller}
+            FirstJobId={controller * 100}
             SlurmUser=root
             SlurmdUser=root
             AuthType=auth/munge
             AuthInfo=socket={self.root}/munge/socket,cred_expire=5
-            JobCompType=jobcomp/filetxt
-            JobCompLoc={self.root}/jobs
             StateSaveLocation={self.root}/state
             SlurmdSpoolDir={self.root}/spool-%n
             SlurmctldPidFile={self.root}/slurmctld.pid
@@ -134,6 +136,34 @@ class Cluster:
             KillWait=5
             GresTypes=gpu
             """.split()
+        if self.accounting:
+            lines += f"""
+                AccountingStorageType=accounting_storage/slurmdbd
+                AccountingStorageHost=127.0.0.1
+                AccountingStoragePort={accounting}
+                AccountingStoragePass={self.root}/munge/socket
+                AccountingStorageTRES=gres/gpu
+                JobAcctGatherType=jobacct_gather/linux
+                JobAcctGatherFrequency=task=1
+                """.split()
+            database = etc / "slurmdbd.conf"
+            database.write_text("\n".join(f"""
+                DbdHost=localhost
+                DbdAddr=127.0.0.1
+                DbdPort={accounting}
+                SlurmUser=root
+                AuthType=auth/munge
+                AuthInfo=socket={self.root}/munge/socket
+                PidFile={self.root}/slurmdbd.pid
+                StorageType=accounting_storage/mysql
+                StorageHost=127.0.0.1
+                StoragePort={self.database_port}
+                StorageUser=slurm
+                StoragePass=slurm
+                """.split()) + "\n")
+            database.chmod(0o600)
+        else:
+            lines += ["JobCompType=jobcomp/filetxt", f"JobCompLoc={self.root}/jobs"]
         gres = []
         for i in range(self.gpus):
             device = self.root / f"gpu{i}"
@@ -163,12 +193,28 @@ class Cluster:
         self._spawn("munged", ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/socket",
                                f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed"])
         self._wait("munged", lambda: self.run(["munge", "-n", f"--socket={munge}/socket"], check=False).returncode == 0)
+        if self.accounting:
+            self._start_accounting()
         self._spawn("slurmctld", ["slurmctld", "-D"])
         for name in self.names:
             self._spawn(name, ["unshare", "--uts", "sh", "-c", f"hostname {name} && exec slurmd -D -N {name}"],
                         SLURM_CONF=str(self.root / f"etc-{name}/slurm.conf"))
         self._wait("idle nodes", lambda: self.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"],
                                                   check=False).stdout.split() == self.names)
+
+    def _start_accounting(self) -> None:
+        data = self.root / "database"
+        self.run(["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db",
+                  "--auth-root-authentication-method=normal"])
+        self._spawn("mariadbd", ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}",
+                                 f"--socket={data}/socket", f"--pid-file={data}/pid", "--bind-address=127.0.0.1",
+                                 f"--port={self.database_port}", "--innodb-flush-log-at-trx-commit=0"])
+        statement = "CREATE USER slurm@'%' IDENTIFIED BY 'slurm'; GRANT ALL ON *.* TO slurm@'%'"
+        self._wait("mariadbd", lambda: self.run(["mariadb", "--no-defaults", "--user=root", f"--socket={data}/socket",
+                                                 "--execute", statement], check=False).returncode == 0)
+        self._spawn("slurmdbd", ["slurmdbd", "-D"])
+        self._wait("slurmdbd", lambda: self.run(["sacctmgr", "--immediate", "--quiet", "add", "cluster", "test"],
+                                                check=False).returncode == 0)
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with open(self.root / f"{name}.log", "wb") as log:

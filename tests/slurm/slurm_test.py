@@ -24,10 +24,11 @@ SKIPPED = 77
 class SlurmTest(unittest.TestCase):
     program: Path
     project: Path
+    accounting = False
 
     @classmethod
     def setUpClass(cls):
-        cls.cluster = cls.enterClassContext(Cluster(nodes=2))
+        cls.cluster = cls.enterClassContext(Cluster(nodes=2, accounting=cls.accounting))
         cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="slurm-test-", dir="/tmp")))
 
     @staticmethod
@@ -119,7 +120,8 @@ class Demo(SlurmTest):
 
 
 class Requeue(SlurmTest):
-    """Jobs that are stopped in the middle of 100 prompts, or of the first 40."""
+    """Jobs that are stopped in the middle of 100 prompts, or of the first 40, on a Slurm with a database."""
+    accounting = True
 
     @classmethod
     def setUpClass(cls):
@@ -167,8 +169,14 @@ class Requeue(SlurmTest):
         copy = self.folder / f"{folder.name}-copy"
         self.cluster.run([str(self.project / "slurm/collect.sh"), str(folder), str(copy)])
         jobs = (copy / "slurm_jobs.txt").read_text()
-        for word in ("# sacct", job, "COMPLETED"):
-            self.assertIn(word, jobs)
+        source, names, *lines = jobs.splitlines()
+        self.assertEqual(source, "# sacct")
+        attempts = [fields for fields in (dict(zip(names.split("|"), line.split("|"))) for line in lines)
+                    if fields["JobID"] == job]
+        self.assertEqual([fields["State"] for fields in attempts],
+                         ["REQUEUED"] * (len(attempts) - 1) + ["COMPLETED"], jobs)
+        self.assertGreaterEqual(len(attempts), 2, jobs)
+        self.assertEqual(attempts[-1]["NodeList"], "node[1-2]")
 
     def await_true(self, what: str, ready):
         deadline = time.monotonic() + 300
