@@ -10,7 +10,8 @@ const Ops& ops(const Stream& stream) { return stream.device().is_cuda() ? cuda_o
 void check_cache(const KvLayer& cache, int n_heads) {
   PI_CHECK(cache.head_dim > 0 && cache.head_dim % 2 == 0 && cache.head_dim <= kMaxHeadDim, "head_dim is ",
            cache.head_dim, ", must be even and at most ", kMaxHeadDim);
-  PI_CHECK(cache.block_size >= 8 && cache.block_size % 4 == 0, "block_size is ", cache.block_size);
+  PI_CHECK(cache.block_size > 0 && cache.block_size % 8 == 0, "block_size is ", cache.block_size,
+           ", must be a multiple of 8");
   PI_CHECK(cache.n_kv_heads > 0 && n_heads % cache.n_kv_heads == 0, n_heads, " heads over ", cache.n_kv_heads,
            " kv heads");
 }
@@ -32,10 +33,17 @@ void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream) {
   if (n > 0) ops(stream).add(x, delta, n, dtype, stream);
 }
 
-void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads,
-                    DType dtype, Stream& stream) {
+void prepare_attention(float* angle, void* workspace, const KvLayer& cache, const TokenTable& tokens,
+                       const Rope& rope, int n_heads, Stream& stream) {
   check_cache(cache, n_heads);
-  if (tokens.n_tokens > 0) ops(stream).rope_and_cache(qkv, cache, tokens, rope, n_heads, dtype, stream);
+  if (tokens.n_tokens > 0)
+    ops(stream).prepare_attention(angle, workspace, cache, tokens, rope, n_heads, stream);
+}
+
+void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, DType dtype,
+                    Stream& stream) {
+  check_cache(cache, n_heads);
+  if (tokens.n_tokens > 0) ops(stream).rope_and_cache(qkv, cache, tokens, n_heads, dtype, stream);
 }
 
 void paged_attention(void* out, const void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
@@ -47,13 +55,13 @@ void paged_attention(void* out, const void* qkv, const KvLayer& cache, const Tok
     ops(stream).paged_attention(out, qkv, cache, tokens, n_heads, scale, dtype, stream);
 }
 
-void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
-                      int n_heads, float scale, void* workspace, DType dtype, Stream& stream) {
+void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
+                      float scale, void* workspace, DType dtype, Stream& stream) {
   check_cache(cache, n_heads);
   PI_CHECK(tokens.n_single >= 0 && tokens.n_single <= tokens.n_tokens, tokens.n_single, " of ",
            tokens.n_tokens);
   if (tokens.n_single > 0)
-    ops(stream).decode_attention(out, qkv, cache, tokens, rope, n_heads, scale, workspace, dtype, stream);
+    ops(stream).decode_attention(out, qkv, cache, tokens, n_heads, scale, workspace, dtype, stream);
 }
 
 size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device) {

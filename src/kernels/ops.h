@@ -9,6 +9,7 @@ struct Ops {
   decltype(&kernels::embed) embed;
   decltype(&kernels::rms_norm) rms_norm;
   decltype(&kernels::add) add;
+  decltype(&kernels::prepare_attention) prepare_attention;
   decltype(&kernels::rope_and_cache) rope_and_cache;
   decltype(&kernels::paged_attention) paged_attention;
   decltype(&kernels::decode_attention) decode_attention;
@@ -33,6 +34,7 @@ namespace cpu {
 decltype(kernels::embed) embed;
 decltype(kernels::rms_norm) rms_norm;
 decltype(kernels::add) add;
+decltype(kernels::prepare_attention) prepare_attention;
 decltype(kernels::rope_and_cache) rope_and_cache;
 decltype(kernels::paged_attention) paged_attention;
 decltype(kernels::decode_attention) decode_attention;
@@ -50,6 +52,7 @@ namespace cuda {
 decltype(kernels::embed) embed;
 decltype(kernels::rms_norm) rms_norm;
 decltype(kernels::add) add;
+decltype(kernels::prepare_attention) prepare_attention;
 decltype(kernels::rope_and_cache) rope_and_cache;
 decltype(kernels::paged_attention) paged_attention;
 decltype(kernels::decode_attention) decode_attention;

@@ -128,19 +128,20 @@ void Attention::forward_fused(const Pass& pass, const RmsNorm& norm, const kerne
 
 void Attention::attend(const Pass& pass, const kernels::KvLayer& cache) const {
   const Workspace& space = pass.space;
-  kernels::decode_attention(space.attended, space.qkv, cache, pass.tokens, pass.rope, n_heads_, scale_,
-                            space.decode, pass.dtype, pass.stream);
+  kernels::decode_attention(space.attended, space.qkv, cache, pass.tokens, n_heads_, scale_, space.decode,
+                            pass.dtype, pass.stream);
   const int n_single = pass.tokens.n_single;
   if (n_single == pass.tokens.n_tokens) return;
   kernels::TokenTable rest = pass.tokens;
   rest.slot += n_single;
   rest.position += n_single;
+  rest.angle += int64_t{n_single} * cache.head_dim;
   rest.n_tokens -= n_single;
   rest.n_single = 0;
   const size_t head_bytes = cache.head_dim * dtype_size(pass.dtype);
   void* qkv = static_cast<char*>(space.qkv) + n_single * (n_heads_ + 2 * cache.n_kv_heads) * head_bytes;
   void* attended = static_cast<char*>(space.attended) + n_single * n_heads_ * head_bytes;
-  kernels::rope_and_cache(qkv, cache, rest, pass.rope, n_heads_, pass.dtype, pass.stream);
+  kernels::rope_and_cache(qkv, cache, rest, n_heads_, pass.dtype, pass.stream);
   kernels::paged_attention(attended, qkv, cache, rest, n_heads_, scale_, pass.dtype, pass.stream);
 }
 

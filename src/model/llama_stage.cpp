@@ -96,6 +96,7 @@ struct LlamaStage::Impl {
   const int32_t* decode_slot() const { return upload.first<int32_t>(); }
   const int32_t* decode_position() const { return decode_slot() + position_offset; }
   Pass decode_pass(int rows, Stream& stream) const;
+  void prepare(const Pass& pass) const;
   void enqueue_decode(int rows, Stream& stream) const;
   void run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream);
   void pick(const StepPlan& plan, const StepBuffers& buffers, int first, int n, const int32_t* slot,
@@ -170,6 +171,7 @@ std::string LlamaStage::Impl::warm_up() {
   upload.send(stream);
   try {
     for (int rows = 1; rows <= options.max_graph_rows(); rows = StageOptions::graph_rows(rows + 1)) {
+      prepare(decode_pass(rows, stream));
       enqueue_decode(rows, stream);
       graphs.emplace(rows, Graph(stream, [&] { enqueue_decode(rows, stream); }));
     }
@@ -184,12 +186,12 @@ std::string LlamaStage::Impl::warm_up() {
 Pass LlamaStage::Impl::make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const {
   tokens.block_table = space.block_table;
   tokens.prompt_tokens = space.slots.prompt_tokens;
+  tokens.angle = space.angle;
   tokens.max_blocks = options.max_blocks();
   tokens.reference = options.reference_kernels;
   return {.space = space,
           .x = x,
           .tokens = tokens,
-          .rope = rope,
           .dtype = options.dtype,
           .stream = stream,
           .fused = fusible && tokens.n_tokens <= kernels::kFusedRows};
@@ -206,6 +208,12 @@ Pass LlamaStage::Impl::decode_pass(int rows, Stream& stream) const {
                    stream);
 }
 
+// Not in the graph, whose first kernel would not wait for it as it must (see kernels::decode_attention): the graph does.
+void LlamaStage::Impl::prepare(const Pass& pass) const {
+  kernels::prepare_attention(space.angle, space.decode, cache.layer(0), pass.tokens, rope, config.n_heads,
+                             pass.stream);
+}
+
 void LlamaStage::Impl::enqueue_decode(int rows, Stream& stream) const {
   const Pass pass = decode_pass(rows, stream);
   if (is_first()) modules.embed(pass, space.from_slot, space.slots.last_token);
@@ -216,6 +224,7 @@ void LlamaStage::Impl::enqueue_decode(int rows, Stream& stream) const {
 void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream) {
   const Range range("decode");
   const int rows = StageOptions::graph_rows(n);
+  prepare(decode_pass(rows, stream));
   if (!is_first()) copy_async(space.x, buffers.hidden_in, hidden_bytes(n), stream);
   graphs.at(rows).launch(stream);
   if (!is_last()) return copy_async(buffers.hidden_out, space.x, hidden_bytes(n), stream);
@@ -268,6 +277,7 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
                                .max_context = host.max_context,
                                .n_single = host.n_single},
                               stream);
+  prepare(pass);
   if (is_first())
     modules.embed(pass, token, space.slots.last_token);
   else

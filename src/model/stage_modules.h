@@ -19,7 +19,6 @@ struct Pass {
   const Workspace& space;
   void* x;  // [n_tokens, hidden]: the residual stream
   kernels::TokenTable tokens;
-  kernels::Rope rope;
   DType dtype;
   Stream& stream;
   bool fused = false;  // fused products; see can_fuse

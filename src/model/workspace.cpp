@@ -20,6 +20,7 @@ Workspace make_workspace(const ModelConfig& config, const StageOptions& options,
   space.mlp = arena.take(row * config.intermediate_size);
   space.delta = arena.take(row * config.hidden_size);
   space.inv_freq = arena.take<float>(sizeof(float) * config.head_dim / 2);
+  space.angle = arena.take<float>(sizeof(float) * config.head_dim * options.max_tokens);
 
   const size_t slots = options.slots + 1;
   space.block_table = arena.take<int32_t>(sizeof(int32_t) * slots * options.max_blocks());

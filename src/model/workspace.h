@@ -24,6 +24,7 @@ struct Workspace {
   kernels::SlotTable slots;        // `seen` on the last stage only
   int32_t* block_table = nullptr;  // [slots + 1, max_blocks]
   float* inv_freq = nullptr;       // [head_dim / 2]
+  float* angle = nullptr;          // [T, head_dim / 2, 2], see kernels::prepare_attention
   int32_t* from_slot = nullptr;    // [max_graph_rows()]: kFromSlot, the tokens of decode rows
   void* decode =
       nullptr;  // kernels::decode_workspace_bytes; its size depends on the GPU, so it is no piece of

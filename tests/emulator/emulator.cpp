@@ -45,7 +45,8 @@ struct Fiber {
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
 };
 
-struct Barrier {
+/// Where threads meet, of a warp or a block.
+struct Meeting {
   size_t size = 0;
   std::vector<int> waiting;
   const char* operation = nullptr;  // at which they wait
@@ -53,7 +54,7 @@ struct Barrier {
 
 struct Warp {
   std::vector<int> ready;  // threads
-  Barrier barrier;
+  Meeting barrier;
   // Even and odd meetings take turns: a lane is never two ahead of another.
   std::array<Shown, kWarp> shown[2];
   unsigned meetings = 0;
@@ -61,7 +62,7 @@ struct Warp {
 
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
-Barrier block_barrier;
+Meeting block_barrier;
 jmp_buf scheduler;
 int current;  // thread that runs
 size_t finished;
@@ -71,6 +72,18 @@ std::exception_ptr error;
 alignas(1024) char shared_memory[kMaxShared + kGuardBytes];
 size_t shared_size;
 std::vector<const void*> poisoned;  // __shared__ variables of this block
+
+std::vector<std::pair<Copy, Barrier*>> counted;  // copies that a barrier counts, not landed
+std::vector<int> parked;                         // threads that wait for a barrier's phase
+
+void land_one() {
+  std::swap(counted[below(counted.size())], counted.back());
+  const auto [copy, barrier] = counted.back();
+  counted.pop_back();
+  copy.land();
+  barrier->bytes -= copy.bytes;
+  barrier->end_phase();
+}
 
 /// Back to the scheduler, until it resumes this fiber.
 void pause() {
@@ -103,7 +116,7 @@ void resume(int thread) {
 }
 
 /// True for the thread that came last.
-bool meet(Barrier& barrier, const char* operation) {
+bool meet(Meeting& barrier, const char* operation) {
   if (barrier.waiting.empty()) barrier.operation = operation;
   if (std::strcmp(barrier.operation, operation) != 0)
     fail(std::string("threads that should meet do so at ") + barrier.operation + " and " + operation);
@@ -126,6 +139,10 @@ void run_threads() {
     ready.clear();
     for (Warp& warp : warps) {
       if (!warp.ready.empty()) ready.push_back(&warp);
+    }
+    if (ready.empty() && !counted.empty()) {
+      land_one();
+      continue;
     }
     if (ready.empty()) fail("threads wait at a barrier that not all threads reach");
     std::vector<int>& lanes = ready[below(ready.size())]->ready;
@@ -160,6 +177,7 @@ void run_block(unsigned x, unsigned y) {
     if (!fiber->open.empty()) fail("an asynchronous copy was never committed");
     fiber->groups.clear();
   }
+  if (!counted.empty()) fail("a copy that a barrier counts was never waited for");
   const char* end = shared_memory + shared_size;
   if (std::any_of(end, end + kGuardBytes, [](char byte) { return byte != '\xff'; }))
     fail("a kernel wrote behind its dynamic shared memory");
@@ -187,6 +205,8 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   } catch (...) {  // threads are stuck anywhere: the next kernel gets new ones
     fibers.clear();
     warps.clear();
+    counted.clear();
+    parked.clear();
     block_barrier = {};
     throw;
   }
@@ -233,6 +253,44 @@ void start_copy(void* to, const void* from, int bytes, int whole) {
     std::memset(to, 0xff, whole);
     fibers[current]->open.push_back(copy);
   }
+}
+
+void Barrier::init(int n) {
+  arrivals = open = static_cast<uint8_t>(n);
+  phase = 0;
+  bytes = 0;
+}
+
+void Barrier::end_phase() {
+  if (open > 0 || bytes > 0) return;
+  open = arrivals;
+  ++phase;
+  for (int thread : parked) warps[thread / kWarp].ready.push_back(thread);
+  parked.clear();
+}
+
+void Barrier::arrive(int announced) {
+  if (open == 0 || open > arrivals)
+    fail("a thread arrives at a barrier that is full, or was never initialised");
+  bytes += announced;
+  --open;
+  end_phase();
+}
+
+void Barrier::wait(int parity) {
+  if (!counted.empty() && below(4) == 0) land_one();
+  while (phase % 2 == parity) {
+    parked.push_back(current);
+    pause();
+  }
+}
+
+void Barrier::copy(void* to, const void* from, int size) {
+  check_shared(to, size, 16);
+  if (size <= 0 || size % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    fail("a bulk copy of a size or from an address that is no multiple of 16");
+  std::memset(to, 0xff, size);
+  counted.push_back({{to, from, size, size}, this});
 }
 
 void commit_copies() {

@@ -44,10 +44,14 @@ struct Rope {
   int32_t max_position = 0;
 };
 
-/// The paged KV cache of one layer: [blocks, 2, kv_heads, block_size, head_dim] (K, then V).
+/// The paged KV cache of one layer: [blocks, 2 (K, V), kv_heads], each a head's block of block_size x head_dim elements:
+///   on a CPU  [block_size, head_dim];
+///   on a GPU  [block_size / 8] octets of 8 positions, in an octet one after the other the groups of 8 dims (the last may
+///             be smaller), in a group [8, dims]. So what one matrix load of tensor cores takes is contiguous, and an octet
+///             is a chunk of whole 16-byte words whatever head_dim is: copied as it is, unpadded, into shared memory.
 struct KvLayer {
   void* data = nullptr;
-  int block_size = 0;
+  int block_size = 0;  // a multiple of 8
   int n_kv_heads = 0;
   int head_dim = 0;
 };
@@ -58,6 +62,7 @@ struct TokenTable {
   const int32_t* position = nullptr;       // [n_tokens]
   const int32_t* block_table = nullptr;    // [slots, max_blocks]
   const int32_t* prompt_tokens = nullptr;  // [slots]
+  const float* angle = nullptr;            // [n_tokens, head_dim / 2, 2], see prepare_attention
   int max_blocks = 0;
   int n_tokens = 0;
   int max_context = 0;  // host-side upper bound of position + 1 in this step
@@ -66,10 +71,16 @@ struct TokenTable {
   bool reference = false;  // a GPU runs the plain kernels, to compare with
 };
 
+/// What all layers of a step share: cosine and sine of every token's angles, and on a GPU how decode_attention deals its
+/// work out. Enqueued before the step's first layer; launched plainly (see decode_attention).
+void prepare_attention(float* angle,     // [n_tokens, head_dim / 2, 2]: what the layers find in tokens.angle
+                       void* workspace,  // decode_attention's; null where none follows
+                       const KvLayer& cache,  // of any layer: only its shape counts
+                       const TokenTable& tokens, const Rope& rope, int n_heads, Stream& stream);
+
 /// Rotates q in place inside qkv, and writes rotated k and v to the cache at each token's position.
 void rope_and_cache(void* qkv,  // [n_tokens, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads
-                    const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads,
-                    DType dtype, Stream& stream);
+                    const KvLayer& cache, const TokenTable& tokens, int n_heads, DType dtype, Stream& stream);
 
 /// Causal attention of every token over its slot's cache, positions 0 to its own (Vaswani et al. 2017; paged as in
 /// Kwon et al. 2023, arXiv:2309.06180; online softmax of Dao et al. 2022, arXiv:2205.14135). Grouped query heads:
@@ -82,12 +93,12 @@ void paged_attention(void* out,        // [n_tokens, n_heads * head_dim]
 /// rope_and_cache and paged_attention of the first n_single tokens, in one kernel where the GPU can. No two of them are
 /// of one slot, but for padding (a slot and block whose contents nobody reads). What qkv holds afterwards is unspecified.
 /// The launch depends on n_single and max_context alone: a graph may hold it while max_context bounds every replay. On a
-/// GPU, `tokens` and the cache's earlier positions are read before the kernel before this one is complete, so that
-/// whoever wrote them must be complete when the step's first kernel starts (launched plainly: see launch.cuh).
+/// GPU, what prepare_attention left for these tokens, their block tables and the cache's earlier positions are read before
+/// the kernel before this one is complete: whoever wrote them must be complete when the step's first layer starts, so
+/// something launched plainly (see launch.cuh), or the start of a graph, must lie between.
 void decode_attention(void* out,  // [n_tokens, n_heads * head_dim]
                       void* qkv,  // as for rope_and_cache
-                      const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads,
-                      float scale,
+                      const KvLayer& cache, const TokenTable& tokens, int n_heads, float scale,
                       void* workspace,  // decode_workspace_bytes, zeroed once; used by one stream at a time
                       DType dtype, Stream& stream);
 /// 0 on the CPU.

@@ -9,8 +9,8 @@
 
 namespace pipeinfer {
 
-/// One allocation a layer, [blocks + 1, 2, kv_heads, block_size, head_dim]: a layer's block is one contiguous chunk,
-/// and so is a head's in it. The last block is the null block, where padded rows may write.
+/// One allocation a layer, [blocks + 1, 2, kv_heads, block_size x head_dim] (see kernels::KvLayer): a layer's block is
+/// one contiguous chunk, and so is a head's in it. The last block is the null block, where padded rows may write.
 class KvCache {
  public:
   /// Throws Error(failed) that names the layer that did not fit.

@@ -21,37 +21,30 @@ int64_t v_offset(const KvLayer& cache) {
   return int64_t{cache.n_kv_heads} * cache.block_size * cache.head_dim;
 }
 
-/// to = from rotated by the angles; to may be from.
+/// to = from rotated by the angles [half, 2]; to may be from.
 template <typename T>
-void rotate(T* to, const T* from, const float* cosine, const float* sine, int half) {
+void rotate(T* to, const T* from, const float* angle, int half) {
   for (int i = 0; i < half; ++i) {
     const float a = to_float(from[i]), b = to_float(from[i + half]);
-    to[i] = from_float<T>(a * cosine[i] - b * sine[i]);
-    to[i + half] = from_float<T>(b * cosine[i] + a * sine[i]);
+    const float cosine = angle[2 * i], sine = angle[2 * i + 1];
+    to[i] = from_float<T>(a * cosine - b * sine);
+    to[i + half] = from_float<T>(b * cosine + a * sine);
   }
 }
 
 template <typename T>
-void rope_and_cache_token(T* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
-                          int n_heads, int t) {
+void rope_and_cache_token(T* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, int t) {
   const int d = cache.head_dim, half = d / 2;
   const int slot = tokens.slot[t], position = tokens.position[t];
-  float cosine[kMaxHeadDim / 2], sine[kMaxHeadDim / 2];
-  const double base = rope.dynamic ? dynamic_ntk_base(rope, tokens.prompt_tokens[slot], position, d) : 0;
-  for (int i = 0; i < half; ++i) {
-    const float frequency = rope.dynamic ? rope_frequency(base, i, d) : rope.inv_freq[i];
-    const float angle = static_cast<float>(position) * frequency;
-    cosine[i] = std::cos(angle);
-    sine[i] = std::sin(angle);
-  }
+  const float* angle = tokens.angle + int64_t{t} * d;
   T* q = qkv + int64_t{t} * (n_heads + 2 * cache.n_kv_heads) * d;
   const T* k = q + n_heads * d;
   const T* v = k + cache.n_kv_heads * d;
-  for (int h = 0; h < n_heads; ++h) rotate(q + h * d, q + h * d, cosine, sine, half);
+  for (int h = 0; h < n_heads; ++h) rotate(q + h * d, q + h * d, angle, half);
   const int block = tokens.block_table[int64_t{slot} * tokens.max_blocks + position / cache.block_size];
   for (int h = 0; h < cache.n_kv_heads; ++h) {
     T* to = head_block<T>(cache, block, h) + position % cache.block_size * d;
-    rotate(to, k + h * d, cosine, sine, half);
+    rotate(to, k + h * d, angle, half);
     std::copy_n(v + h * d, d, to + v_offset(cache));
   }
 }
@@ -92,12 +85,28 @@ void attend(T* out, const T* q, const KvLayer& cache, const int32_t* blocks, int
 
 }  // namespace
 
-void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope, int n_heads,
-                    DType dtype, Stream&) {
+void prepare_attention(float* angle, void*, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
+                       int, Stream&) {
+  const int d = cache.head_dim;
+  for (int t = 0; t < tokens.n_tokens; ++t) {
+    const int position = tokens.position[t];
+    const double base =
+        rope.dynamic ? dynamic_ntk_base(rope, tokens.prompt_tokens[tokens.slot[t]], position, d) : 0;
+    for (int i = 0; i < d / 2; ++i, angle += 2) {
+      const float frequency = rope.dynamic ? rope_frequency(base, i, d) : rope.inv_freq[i];
+      const float x = static_cast<float>(position) * frequency;
+      angle[0] = std::cos(x);
+      angle[1] = std::sin(x);
+    }
+  }
+}
+
+void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, DType dtype,
+                    Stream&) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     for (int t = 0; t < tokens.n_tokens; ++t)
-      rope_and_cache_token(static_cast<T*>(qkv), cache, tokens, rope, n_heads, t);
+      rope_and_cache_token(static_cast<T*>(qkv), cache, tokens, n_heads, t);
   });
 }
 
@@ -118,11 +127,11 @@ void paged_attention(void* out, const void* qkv, const KvLayer& cache, const Tok
   });
 }
 
-void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
-                      int n_heads, float scale, void*, DType dtype, Stream& stream) {
+void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
+                      float scale, void*, DType dtype, Stream& stream) {
   TokenTable single = tokens;
   single.n_tokens = tokens.n_single;
-  cpu::rope_and_cache(qkv, cache, single, rope, n_heads, dtype, stream);
+  cpu::rope_and_cache(qkv, cache, single, n_heads, dtype, stream);
   cpu::paged_attention(out, qkv, cache, single, n_heads, scale, dtype, stream);
 }
 

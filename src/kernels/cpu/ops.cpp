@@ -7,6 +7,7 @@ const Ops& cpu_ops() {
       .embed = cpu::embed,
       .rms_norm = cpu::rms_norm,
       .add = cpu::add,
+      .prepare_attention = cpu::prepare_attention,
       .rope_and_cache = cpu::rope_and_cache,
       .paged_attention = cpu::paged_attention,
       .decode_attention = cpu::decode_attention,

@@ -1,27 +1,21 @@
 // Attention of single tokens, rope and the cache's write included, at the speed at which the cache can be read.
 //
-// The work of a step is a list of items, one a token and kv head, each cut into units of about kUnit positions. The
-// list's units are dealt out evenly, in order, to a fixed number of blocks (as in Stream-K, Osama et al. 2023,
-// arXiv:2301.03598), whatever the contexts' lengths are: so the grid depends on nothing that changes from step to step,
-// and a graph can hold it. An item whose units are in several blocks is joined by the last of them through the workspace.
+// prepare_attention has dealt out the list of octets of positions (decode_work.cuh) to the warps: so the grid depends on
+// nothing that changes from step to step, and a graph can hold it. Each warp works on its own: it has a tile of 64
+// positions in shared memory, and lets the next one's keys come as soon as this one's are used, and so the values. An
+// item that is one warp's is written at once; of others the warps of a block join their parts at the end, and where an item
+// is in several blocks, the last of them joins the blocks' parts through the workspace.
 //
-// Each warp copies its own tiles of 32 positions into shared memory, the next tile's keys as soon as this tile's are used,
-// and so the values: a warp has about 10 KB on their way at any time, and waits for no other warp but at an item's ends.
-// Products run on tensor cores, so that what is left to issue is little beside what is left to read: up to 8 query heads of
-// a kv head are the rows of one operand (with one head, the other rows are wasted, and cost nothing that is scarce).
-#include "decode_work.cuh"
+// Products run on tensor cores, so that what is left to issue is little beside what is left to read: scores^T = K q^T and
+// sums^T = V^T weights^T, whose columns are up to 8 query heads of a kv head (with one head, the others are wasted, and
+// cost nothing that is scarce).
+#include "decode_tile.cuh"
 #include "launch.cuh"
-#include "rotate.cuh"
 
 namespace pipeinfer::kernels::cuda {
 using namespace decode;
 
 namespace {
-
-constexpr int kBlocksPerSm = 3;  // of head_dim 100: 58 KB of shared memory each
-
-/// Floats of an item's part in the workspace: for each head its sums, their largest score and their total.
-__host__ __device__ int part_floats(int heads, int head_dim) { return heads * (head_dim + 2); }
 
 template <typename T>
 struct Problem {
@@ -29,312 +23,295 @@ struct Problem {
   const T* qkv;
   KvLayer cache;
   TokenTable tokens;
-  Rope rope;
+  Grouping grouping;
+  DecodeWorkspace work;
   int n_heads;
-  int heads;     // query heads that a block takes at once
-  int sets;      // of them, a kv head
-  float scale;   // times log2(e): powers of 2 replace powers of e
-  int* arrived;  // [blocks], zero between launches: parts that are there of the item that block b begins
-  // [blocks, 2, part_floats]: block b's part of an item that began before it, and of the one that goes on after it
-  float* partial;
-};
+  uint32_t reciprocal;  // 2^31 / octets of a block, rounded up: divides an octet's number
+  float scale;          // times log2(e): powers of 2 replace powers of e
 
-/// Sums over some positions relative to their largest score, in powers of 2.
-struct Sums {
-  float max = -INFINITY, total = 0, value = 0;
-
-  __device__ void add(float other_max, float other_total, float other_value) {
-    if (other_max == -INFINITY) return;  // no position
-    const float new_max = fmaxf(max, other_max);
-    const float factor = exp2f(max - new_max), other_factor = exp2f(other_max - new_max);
-    total = total * factor + other_total * other_factor;
-    value = value * factor + other_value * other_factor;
-    max = new_max;
+  /// Where this lane's octet of a tile is in the cache, if it has one: K's.
+  __device__ T* octet(const Cursor& at) const {
+    const int lane = threadIdx.x % 32;
+    if (lane >= at.tile()) return nullptr;
+    const int octet = at.octet + lane, octets = cache.block_size / kOctet;
+    const int index = static_cast<int>(uint64_t{static_cast<uint32_t>(octet)} * reciprocal >> 31);
+    const int64_t head = int64_t{at.blocks[index]} * 2 * cache.n_kv_heads + Heads(grouping, at.head).kv_head;
+    return static_cast<T*>(cache.data) + (head * octets + octet - index * octets) * kOctet * cache.head_dim;
   }
 };
+
+/// Copies of the octets that the lanes have, or (`offset` elements further on) their values.
+template <typename T, int D>
+__device__ inline void fetch(char* to, const T* octet, int64_t offset, Barrier* landed) {
+  copy_rows(to, Octet<D>::kBytes, octet ? octet + offset : octet, Octet<D>::kBytes, landed);
+}
 
 template <typename T, int D>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<T> p) {
-  using R = Rows<D>;
-  using L = Layout<T, D>;
-  constexpr int kGroups = R::kGroups, kSteps = (kGroups + 1) / 2, kHalf = D / 2;
+  constexpr int kOctetElements = kOctet * D;
   extern __shared__ uint4 shared[];
-  __shared__ bool last;
+  __shared__ Barrier landed[kWarps][2];  // tiles of K, of V
+  __shared__ int part_item[kWarps * 2];  // of the parts that a warp leaves, its first and its last; -1: none
+  __shared__ int final_item;             // of the block
+  __shared__ bool completes[2];          // the block's part of its first, final item is the last
   let_next_start();
-  const KvLayer& cache = p.cache;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, matrix = lane / 8;
-  const int group = p.n_heads / cache.n_kv_heads, items = cache.n_kv_heads * p.sets;  // of a row
-  char* memory = reinterpret_cast<char*>(shared);
-  char* keys = memory + 2 * warp * L::kTileBytes;
-  char* values = keys + L::kTileBytes;
-  T* q = reinterpret_cast<T*>(memory + L::kQ);
-  T* fresh = reinterpret_cast<T*>(memory + L::kFresh);
-  float* sums = reinterpret_cast<float*>(memory + L::kSums);
-  float* maxima = sums + kWarps * p.heads * D;
-  float* totals = maxima + kWarps * p.heads;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = static_cast<int>(blockIdx.x);
+  const Share share = p.work.shares[block * kWarps + warp], lead = p.work.shares[block * kWarps];
+  if (share.last_block < 0) return;
+  const Layout layout{p.grouping.heads, D};
+  char* const memory = reinterpret_cast<char*>(shared);
+  char* const keys = memory + 2 * warp * layout.tile();
+  char* const values = keys + layout.tile();
+  char* const queries = memory + layout.queries() + warp * layout.heads * layout.query_stride();
+  const auto part = [&](int slot) {  // 2 * warp, or with 1 more the warp's last one, where its keys were
+    return reinterpret_cast<float*>(
+        memory + (slot % 2 == 1 ? slot / 2 * 2 * layout.tile()
+                                : layout.parts() + slot / 2 * part_floats(layout.heads, D) * 4));
+  };
 
-  Deal deal;
-  Cursor at;
-  begin(p.tokens, items, deal, at);
-  if (at.left == 0) return;
-  Tile<T, D> tile(cache, at, at.head / p.sets, 0);
-  tile.fetch(keys, 0);
-  tile.fetch(values, v_offset(cache));
-  for (int i = threadIdx.x; i < kHeads * kGroups * 8; i += kThreads) q[i] = from_float<T>(0);
-  if constexpr (D % 8 != 0)  // the rows' padding
-    *reinterpret_cast<uint2*>(keys + lane * R::kStride + D * 2) = uint2{0, 0};
+  Cursor at(share, p.tokens);
+  T* octet = p.octet(at);
+  if (lane == 0) {
+    init_barrier(&landed[warp][0], copy_arrivals());
+    init_barrier(&landed[warp][1], copy_arrivals());
+    part_item[2 * warp] = part_item[2 * warp + 1] = -1;
+  }
+  // What no copy fills must be no NaN: its weights are 0.
+#pragma unroll
+  for (int i = 0; i < layout.tile() / 16; i += 32) {
+    if (i + lane < layout.tile() / 16) reinterpret_cast<uint4*>(values)[i + lane] = uint4{0, 0, 0, 0};
+  }
+  order_before_copies();
+  __syncwarp();
+  if (at.left > 0) {
+    fetch<T, D>(keys, octet, 0, &landed[warp][0]);
+    fetch<T, D>(values, octet, v_offset(p.cache), &landed[warp][1]);
+  }
+  const int c = lane * 2;  // see Pairs
+  Heads heads(p.grouping, at.head);
+  const T* row = nullptr;
+  float angle[4] = {};
+  const auto enter_item = [&](const Cursor& item) {  // what of it does not depend on the kernel before
+    heads = Heads(p.grouping, item.head);
+    row = p.qkv + int64_t{item.row} * (p.n_heads + 2 * p.cache.n_kv_heads) * D + c;
+    if (c < D / 2) load(angle, p.tokens.angle + int64_t{item.row} * D + 2 * c);
+  };
+  enter_item(at);
   wait_for_previous();
-  __syncthreads();
 
-  while (true) {
-    const int kv_head = at.head / p.sets, set = at.head % p.sets,
-              first_head = kv_head * group + set * p.heads;
-    const int heads = min(p.heads, group - set * p.heads), position = at.context - 1;
-    const bool newest = at.end == at.units;  // the new token's own position is among the block's
-    const T* row = p.qkv + int64_t{at.row} * (p.n_heads + 2 * cache.n_kv_heads) * D;
-    T* cached = key_row<T>(cache, at.blocks, position, kv_head);
-    for (int item = threadIdx.x; item < (heads + newest) * kHalf; item += kThreads) {
-      const int h = item / kHalf, i = item % kHalf;
-      const bool is_key = h == heads;
-      const float2 angle = rope_angle(p.rope, p.tokens, p.tokens.slot[at.row], position, i, D);
-      const T* from = row + (is_key ? p.n_heads + kv_head : first_head + h) * D;
-      const float a = to_float(from[i]), b = to_float(from[i + kHalf]);
-      const T x = from_float<T>(a * angle.x - b * angle.y), y = from_float<T>(b * angle.x + a * angle.y);
-      T* to = is_key ? fresh : q + h * kGroups * 8;
-      to[i] = x;
-      to[i + kHalf] = y;
-      if (is_key && set == 0) {
-        cached[i] = x;
-        cached[i + kHalf] = y;
-      }
-    }
-    for (int i = threadIdx.x; newest && i < D; i += kThreads) {
-      fresh[D + i] = row[(p.n_heads + cache.n_kv_heads + kv_head) * D + i];
-      if (set == 0) cached[v_offset(cache) + i] = fresh[D + i];
-    }
-    __syncthreads();
-
-    // Row g = lane / 4 of the products is a head; a thread has it at columns 2 (lane % 4) and the next of each group of 8.
-    uint32_t query[kSteps][2] = {};
+  for (int parity = 0, first_octet = at.octet; at.left > 0; first_octet = 0) {  // shares of items
+    Pairs key{}, value{};
+    if (c < D / 2) {
+      load_pairs<T, D>(key, row + (p.n_heads + heads.kv_head) * D);
+      load_pairs<T, D>(value, row + (p.n_heads + p.cache.n_kv_heads + heads.kv_head) * D);
+      for (int first = 0; first < heads.n; first += 4) {
+        Pairs query[4];
 #pragma unroll
-    for (int i = 0; i < kGroups; ++i)
-      query[i / 2][i % 2] =
-          *reinterpret_cast<const uint32_t*>(q + (lane / 4 * kGroups + i) * 8 + lane % 4 * 2);
-    float max = -INFINITY, total = 0, sum[kGroups][2] = {};  // total: of this thread's positions
-    Cursor ahead = at;
-    for (int round = 0; round < at.rounds; ++round) {
-      const int octets = tile.octets, pairs = tile.pairs(), n = at.context - tile.first;
-      const int own_row = newest ? position - tile.first : -1;  // of the new token
-      const bool has_own = own_row >= 0 && own_row < octets * kOctet;
-      wait_copies<1>();
-      __syncwarp();
-      if (has_own) {
-        for (int i = lane; i < D; i += 32) reinterpret_cast<T*>(keys + own_row * R::kStride)[i] = fresh[i];
-        __syncwarp();
-      }
-      float score[kTile / 8][2] = {};
+        for (int h = 0; h < 4; ++h) {
+          if (first + h < heads.n) load_pairs<T, D>(query[h], row + (heads.first + first + h) * D);
+        }
 #pragma unroll
-      for (int j = 0; j < kTile / 16; ++j) {
-        if (j >= pairs) continue;
-        const char* k = keys + (j * 16 + matrix / 2 * 8 + lane % 8) * R::kStride + matrix % 2 * 16;
-#pragma unroll
-        for (int i = 0; i < kGroups / 2; ++i) {
-          uint32_t b[4];
-          load_matrices(b, k + i * 32);
-          mma_8x8x16<T>(score[2 * j], query[i], {b[0], b[1]});
-          mma_8x8x16<T>(score[2 * j + 1], query[i], {b[2], b[3]});
+        for (int h = 0; h < 4; ++h) {
+          if (first + h >= heads.n) continue;
+          rotate<T>(query[h], angle);
+          char* to = queries + (first + h) * layout.query_stride() + c * 2;
+          *reinterpret_cast<uint32_t*>(to) = query[h][0];
+          *reinterpret_cast<uint32_t*>(to + D) = query[h][1];
         }
       }
-      if constexpr (kGroups % 2 == 1) {
-        uint32_t b[4];
-        load_matrices(b, keys + lane * R::kStride + (kGroups - 1) * 16);
+      rotate<T>(key, angle);
+    }
+    __syncwarp();
+    uint32_t query[(D + 15) / 16][2];
+    const char* column = queries + min(lane / 4, heads.n - 1) * layout.query_stride() + lane % 4 * 4;
 #pragma unroll
-        for (int j = 0; j < kTile / 8; ++j) mma_8x8x8<T>(score[j], query[kSteps - 1][0], b[j]);
+    for (int dim = 0; dim < (D + 15) / 16 * 16; dim += 8)
+      query[dim / 16][dim % 16 / 8] =
+          dim + lane % 4 * 2 < D ? *reinterpret_cast<const uint32_t*>(column + dim * 2) : 0;
+
+    Softmax<T, D> softmax;
+    for (bool ends = false; !ends; parity ^= 1) {  // tiles
+      const Cursor after = at.next(p.tokens, p.grouping.items);
+      T* const ahead = p.octet(after);
+      const int n = min(at.tile() * kOctet, at.context - at.octet * kOctet);  // positions
+      const bool newest = at.ends_item();  // the new token's position is here, the tile's last
+      const int last_octet = (at.tile() - 1) * kOctetElements;
+
+      wait_phase(&landed[warp][0], parity);
+      if (newest) {
+        put_row<T, D>(reinterpret_cast<T*>(keys) + last_octet, n - 1, key);
+        if (after.left > 0) order_before_copies();
+        __syncwarp();
       }
+      float score[kTile / 2][4];
+      multiply_keys<T, D>(score, query, keys);
       __syncwarp();  // the keys were used
-      if (round + 1 == at.rounds) ahead.next(p.tokens, items);
-      tile = ahead.left > 0
-                 ? Tile<T, D>(cache, ahead, ahead.head / p.sets, round + 1 < at.rounds ? round + 1 : 0)
-                 : Tile<T, D>();
-      tile.fetch(keys, 0);
+      if (after.left > 0) fetch<T, D>(keys, ahead, 0, &landed[warp][0]);
 
-      uint32_t weight[kTile / 16][2] = {};
-      if (octets > 0) {
-        float new_max = max;
-#pragma unroll
-        for (int j = 0; j < kTile / 8; ++j) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const bool seen = j < octets && j * 8 + lane % 4 * 2 + e < n;
-            score[j][e] = seen ? score[j][e] * p.scale : -INFINITY;
-            new_max = fmaxf(new_max, score[j][e]);
-          }
-        }
-        new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, 1));
-        new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, 2));
-        const float factor = exp2f(max - new_max);
-        max = new_max;
-        total *= factor;
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i) {
-          sum[i][0] *= factor;
-          sum[i][1] *= factor;
-        }
-#pragma unroll
-        for (int j = 0; j < kTile / 8; ++j) {
-          const float low = exp2f(score[j][0] - new_max), high = exp2f(score[j][1] - new_max);
-          total += low + high;
-          weight[j / 2][j % 2] = pack<T>(low, high);
-        }
-      }
-      wait_copies<1>();
-      __syncwarp();
-      if (has_own) {
-        for (int i = lane; i < D; i += 32)
-          reinterpret_cast<T*>(values + own_row * R::kStride)[i] = fresh[D + i];
+      uint32_t weight[kTile];
+      softmax.weigh(weight, score, n, p.scale, layout.heads > 1);
+
+      wait_phase(&landed[warp][1], parity);
+      if (newest) {
+        T* last = reinterpret_cast<T*>(values) + last_octet;
+        put_row<T, D>(last, n - 1, value);
+        clear_behind<T, D>(last, n - 1);  // the cache may hold anything there, NaN too
+        if (after.left > 0) order_before_copies();
         __syncwarp();
       }
-#pragma unroll
-      for (int j = 0; j < kTile / 16; ++j) {
-        if (j >= pairs) continue;
-        const char* v = values + (j * 16 + matrix % 2 * 8 + lane % 8) * R::kStride + matrix / 2 * 16;
-#pragma unroll
-        for (int i = 0; i + 1 < kGroups; i += 2) {
-          uint32_t b[4];
-          load_matrices_transposed(b, v + i * 16);
-          mma_8x8x16<T>(sum[i], weight[j], {b[0], b[1]});
-          mma_8x8x16<T>(sum[i + 1], weight[j], {b[2], b[3]});
-        }
-      }
-      if constexpr (kGroups % 2 == 1) {
-        uint32_t b[4];
-        load_matrices_transposed(b, values + lane * R::kStride + (kGroups - 1) * 16);
-        if (pairs > 0) mma_8x8x16<T>(sum[kGroups - 1], weight[0], {b[0], b[1]});
-        if (pairs > 1) mma_8x8x16<T>(sum[kGroups - 1], weight[1], {b[2], b[3]});
-      }
+      multiply_values<T, D>(softmax.sum, weight, values);
       __syncwarp();  // the values were used
-      tile.fetch(values, v_offset(cache));
-    }
+      if (after.left > 0) fetch<T, D>(values, ahead, v_offset(p.cache), &landed[warp][1]);
 
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
-    const int h = warp * p.heads + lane / 4;
-    if (lane / 4 < heads) {
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i) {
-        const int column = i * 8 + lane % 4 * 2;
-        if (column < D) store(sums + h * D + column, sum[i]);
+      ends = after.left == 0 || after.octet == 0;
+      if (ends) {
+        if (newest && heads.set == 0) {
+          const auto last = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(octet), at.tile() - 1);
+          put_row<T, D>(reinterpret_cast<T*>(last), n - 1, key);
+          put_row<T, D>(reinterpret_cast<T*>(last) + v_offset(p.cache), n - 1, value);
+        }
+        softmax.finish();
+        if (newest && first_octet == 0) {
+          softmax.write(p.out + (int64_t{at.row} * p.n_heads + heads.first) * D, heads.n);
+        } else {
+          const int slot = 2 * warp + (after.left == 0);
+          softmax.write_part(part(slot), heads.n);
+          if (lane == 0) part_item[slot] = at.item();
+        }
+        if (after.left > 0) enter_item(after);
       }
-      if (lane % 4 == 0) {
-        maxima[h] = max;
-        totals[h] = total;
-      }
+      octet = ahead;
+      at = after;
     }
-    __syncthreads();
-    const int first_block = deal.block_of(at.start), last_block = deal.block_of(at.start + at.units - 1);
-    const bool whole = first_block == last_block;
-    const auto part = [&](int block) {
-      return p.partial + (block * 2 + (block == first_block)) * part_floats(p.heads, D);
+  }
+
+  if (warp == kWarps - 1 && lane == 0) final_item = at.item();
+  __syncthreads();
+  // Each warp that has a part of an item joins some elements of all the block's parts of it. Where the item is in other
+  // blocks too, that makes the block's part.
+  const int first_item = lead.row << 16 | lead.head, item_of_lane = part_item[lane % (kWarps * 2)];
+  const auto first_block = [&](int item) { return item == first_item ? lead.first_block : block; };
+  const auto last_block = [&](int item) { return item == final_item ? lead.last_block : block; };
+  const auto of_block = [&](int other, int item) {
+    return p.work.partial + (other * 2 + (other == first_block(item))) * part_floats(layout.heads, D);
+  };
+  const auto out_of = [&](int item, const Heads& heads) {
+    return p.out + (int64_t{item >> 16} * p.n_heads + heads.first) * D;
+  };
+  for (int slot = 2 * warp; slot < 2 * warp + 2; ++slot) {
+    const int item = part_item[slot];
+    if (item < 0) continue;
+    const unsigned parts = __ballot_sync(~0u, item_of_lane == item) & ((1 << kWarps * 2) - 1);
+    const int count = __popc(parts), rank = __popc(parts & ((1u << slot) - 1));
+    const Heads heads(p.grouping, item & 0xffff);
+    const bool whole = first_block(item) == last_block(item);
+    const auto of_warp = [&](int w) -> const float* {
+      const unsigned which = parts >> 2 * w & 3;
+      return which == 0 ? nullptr : part(2 * w + static_cast<int>(which >> 1));
     };
-    T* out = p.out + (int64_t{at.row} * p.n_heads + first_head) * D;
-    for (int item = threadIdx.x; item < heads * D; item += kThreads) {
-      const int h = item / D, i = item % D;
-      Sums all;
-      for (int w = 0; w < kWarps; ++w)
-        all.add(maxima[w * p.heads + h], totals[w * p.heads + h], sums[(w * p.heads + h) * D + i]);
+    for (int i = rank * 32 + lane; i < heads.n * D; i += count * 32) {
+      Joined all;
+      all.join<D>(i, heads.n, kWarps, of_warp, [](const float* from) { return *from; });
       if (whole) {
-        out[item] = from_float<T>(all.value / all.total);
+        out_of(item, heads)[i] = from_float<T>(all.value / all.total);
       } else {
-        float* to = part(blockIdx.x) + h * (D + 2);
+        float* to = of_block(block, item);
         to[i] = all.value;
-        if (i == 0) {
-          to[D] = all.max;
-          to[D + 1] = all.total;
+        if (i % D == 0) {
+          to[heads.n * D + i / D] = all.max;
+          to[heads.n * (D + 1) + i / D] = all.total;
         }
       }
     }
-    if (!whole) {
-      __threadfence();
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        last = atomicAdd(p.arrived + first_block, 1) == last_block - first_block;
-        if (last) p.arrived[first_block] = 0;  // for the next launch
-      }
-      __syncthreads();
-      __threadfence();
-      for (int item = threadIdx.x; last && item < heads * D; item += kThreads) {
-        const int h = item / D, i = item % D;
-        Sums all;
-#pragma unroll 4
-        for (int block = first_block; block <= last_block; ++block) {
-          const float* from = part(block) + h * (D + 2);
-          all.add(__ldcg(from + D), __ldcg(from + D + 1), __ldcg(from + i));
-        }
-        out[item] = from_float<T>(all.value / all.total);
-      }
+  }
+  if (lead.first_block == block && lead.last_block == block) return;
+
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x < 2) {
+    const int item = threadIdx.x == 0 ? first_item : final_item;
+    const int first = first_block(item), others = last_block(item) - first;
+    const bool shared_item = others > 0 && !(threadIdx.x == 1 && first_item == final_item);
+    completes[threadIdx.x] = shared_item && atomicAdd(p.work.arrived + first, 1) == others;
+    if (completes[threadIdx.x]) p.work.arrived[first] = 0;  // for the next launch
+  }
+  __syncthreads();
+  __threadfence();
+  for (int end = 0; end < 2; ++end) {
+    if (!completes[end]) continue;
+    const int item = end == 0 ? first_item : final_item, first = first_block(item);
+    const Heads heads(p.grouping, item & 0xffff);
+    for (int i = threadIdx.x; i < heads.n * D; i += kThreads) {
+      Joined all;
+      all.join<D>(
+          i, heads.n, last_block(item) - first + 1, [&](int n) { return of_block(first + n, item); },
+          [](const float* from) { return __ldcg(from); });
+      out_of(item, heads)[i] = from_float<T>(all.value / all.total);
     }
-    if (ahead.left == 0) return;
-    at = ahead;
   }
 }
 
-int most_blocks(Device device) {
-  int processors = 0;
-  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device.index),
-             "cudaDeviceGetAttribute");
-  return processors * kBlocksPerSm;
+int attribute(cudaDeviceAttr which, Device device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
+  return value;
 }
 
 /// Whether there is a kernel for this; then it is launched.
 template <typename T, int D>
-bool launch(Problem<T> p, int blocks, Stream& stream) {
+bool launch(const Problem<T>& p, int blocks, Stream& stream) {
   const auto kernel = decode_kernel<T, D>;
-  if (code_version(kernel) < 80 || p.cache.block_size % kOctet != 0 || !aligned(16, p.cache.data))
+  const int shared = Layout{p.grouping.heads, D}.bytes();
+  if (code_version(kernel) < 80 || !aligned(16, p.cache.data) ||
+      shared > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()))
     return false;
-  const int64_t units =
-      int64_t{p.tokens.n_single} * p.cache.n_kv_heads * p.sets * ((p.tokens.max_context + kUnit - 1) / kUnit);
-  const int shared = Layout<T, D>::bytes(p.heads);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-             "decode_attention");
-  launch_dependent(kernel, static_cast<unsigned>(std::min<int64_t>(blocks, units)), kThreads, shared, stream,
-                   p);
+  allow_shared(kernel, shared);
+  launch_dependent(kernel, static_cast<unsigned>(blocks), kThreads, shared, stream, p);
   return true;
 }
 
 }  // namespace
 
-size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device) {
-  const size_t floats = 2 * part_floats(std::min(n_heads / n_kv_heads, kHeads), head_dim);
-  return most_blocks(device) * (sizeof(int) + floats * sizeof(float));
+int decode::most_blocks(Device device, const Grouping& grouping, int head_dim) {
+  constexpr int kReserved = 1 << 10;  // bytes of shared memory that every block takes beside its own
+  const int shared = Layout{grouping.heads, head_dim}.bytes() + kReserved;
+  const int resident =
+      std::clamp(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) / shared, 1, kBlocksPerSm);
+  return attribute(cudaDevAttrMultiProcessorCount, device) * resident;
 }
 
-void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, const Rope& rope,
-                      int n_heads, float scale, void* workspace, DType dtype, Stream& stream) {
-  const int group = n_heads / cache.n_kv_heads, heads = std::min(group, kHeads);
-  const int blocks = most_blocks(stream.device());
+size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device) {
+  const Grouping grouping(n_heads, n_kv_heads);
+  return DecodeWorkspace::bytes(most_blocks(device, grouping, head_dim), grouping.heads, head_dim);
+}
+
+void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
+                      float scale, void* workspace, DType dtype, Stream& stream) {
+  const Grouping grouping(n_heads, cache.n_kv_heads);
+  const int most = most_blocks(stream.device(), grouping, cache.head_dim);
   bool done = false;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (kHasMma<T>) {
       if (tokens.reference) return;
-      const Problem<T> p{.out = static_cast<T*>(out),
-                         .qkv = static_cast<const T*>(qkv),
-                         .cache = cache,
-                         .tokens = tokens,
-                         .rope = rope,
-                         .n_heads = n_heads,
-                         .heads = heads,
-                         .sets = (group + heads - 1) / heads,
-                         .scale = scale * 1.44269504f,
-                         .arrived = static_cast<int*>(workspace),
-                         .partial = reinterpret_cast<float*>(static_cast<int*>(workspace) + blocks)};
-      with_head_dim(cache.head_dim, [&](auto d) { done = launch<T, d()>(p, blocks, stream); });
+      const Problem<T> p{
+          .out = static_cast<T*>(out),
+          .qkv = static_cast<const T*>(qkv),
+          .cache = cache,
+          .tokens = tokens,
+          .grouping = grouping,
+          .work = DecodeWorkspace(workspace, most),
+          .n_heads = n_heads,
+          .reciprocal = static_cast<uint32_t>((int64_t{1} << 31) / (cache.block_size / kOctet)) + 1,
+          .scale = scale * 1.44269504f};
+      with_head_dim(cache.head_dim,
+                    [&](auto d) { done = launch<T, d()>(p, grid_blocks(tokens, grouping, most), stream); });
     }
   });
   if (done) return;
   TokenTable single = tokens;
   single.n_tokens = tokens.n_single;
-  cuda::rope_and_cache(qkv, cache, single, rope, n_heads, dtype, stream);
+  cuda::rope_and_cache(qkv, cache, single, n_heads, dtype, stream);
   cuda::attend_single(out, qkv, cache, single, n_heads, scale, dtype, stream);
 }
 

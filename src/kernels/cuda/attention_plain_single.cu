@@ -1,5 +1,5 @@
 // The plain kernel of single tokens, for any head_dim and GPU: a block per token and query head, its warps share the context. Each warp keeps an online
-// softmax over the positions it takes, four neighbours at a time (they are in one KV block); at the end the warps'
+// softmax over the positions it takes, four neighbours at a time (they are in one octet); at the end the warps'
 // results are joined.
 #include "kv.cuh"
 
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 
   for (int first = warp * kGroup; first < context; first += kWarps * kGroup) {
-    const T* k = key_row<T>(cache, blocks, first, kv_head);
+    const T* k = key_octet<T>(cache, blocks, first, kv_head);
     float score[kGroup], v[kGroup][C][N];
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
@@ -44,8 +44,9 @@ __global__ void __launch_bounds__(kWarps * 32)
         for (int j = 0; j < N; ++j)
           v[g][c][j] = 0;  // beyond the context the cache may hold anything, NaN too
         if (first + g < context && i < d) {
-          load(key, k + g * d + i);
-          load(v[g][c], k + to_v + g * d + i);
+          const int at = octet_offset(d, first + g, i);
+          load(key, k + at);
+          load(v[g][c], k + to_v + at);
         }
 #pragma unroll
         for (int j = 0; j < N; ++j) score[g] += q[c][j] * key[j];

@@ -29,7 +29,9 @@ struct Tile {
     for (int item = threadIdx.x; item < BK * vectors; item += kThreads) {
       const int row = item / vectors, i = item % vectors * N;
       float values[N] = {};
-      if (first + row < end) load(values, key_row<T>(cache, blocks, first + row, kv_head) + offset + i);
+      if (first + row < end)
+        load(values, key_octet<T>(cache, blocks, first + row, kv_head) + offset +
+                         octet_offset(cache.head_dim, first + row, i));
       store(tile + row * row_stride + i, values);
     }
   }

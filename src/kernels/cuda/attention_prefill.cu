@@ -1,8 +1,8 @@
 // Attention of a step's tokens over what the cache holds. Here: neighbouring tokens in tiles, on tensor cores, in the
-// order of FlashAttention-2 (Dao 2023, arXiv:2307.08691). A block takes kQueries tokens of one query head, a warp 16 of
+// order of FlashAttention-2 (Dao 2023, arXiv:2307.08691). A block takes some tokens of one query head, a warp 16 or 32 of
 // them; for each run of them (tokens of one slot at consecutive positions) it walks over the run's keys and values in
-// tiles of kKeys positions. K and V have one place each in shared memory: V comes while the scores are computed, the next
-// K while the values are summed. Scores and sums stay in registers, weights become the next product's operand there.
+// tiles of kKeys positions, the next of which is on its way meanwhile. Queries, scores and sums stay in registers;
+// weights become the next product's operand there.
 #include "launch.cuh"
 #include "prefill_work.cuh"
 
@@ -11,205 +11,248 @@ using namespace prefill;
 
 namespace {
 
-/// score = queries * keys^T for a warp's 16 queries: score[j] are keys 8j to 8j + 7 (fragments as mma_16x8x16's c).
+/// Weights are 2^(score - base), where a row's base follows its largest score only when that is further ahead than this:
+/// sums are then rarely rescaled, and weights stay far from the largest half (65504).
+constexpr float kSlack = 8;
+
+/// score = queries * keys^T for kStep keys: score[s][j] are strip s and keys 8j to 8j + 7.
 template <typename T, int D>
-__device__ inline void multiply_keys(float (&score)[kKeys / 8][4], const char* queries, const char* keys) {
-  constexpr int kStride = Rows<D>::kStride, kGroups = Rows<D>::kGroups;
-  const int lane = lane_again(), matrix = lane / 8;
-  const char* q = queries + (matrix % 2 * 8 + lane % 8) * kStride + matrix / 2 * 16;
-  const char* k = keys + (matrix / 2 * 8 + lane % 8) * kStride + matrix % 2 * 16;
+__device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8][4],
+                                     const Strip<T, D> (&strip)[Shape<D>::kStrips], const char* keys) {
+  using S = Shape<D>;
+  using O = Octet<D>;
+  const int lane = lane_again();
+  const char* k = keys + lane / 16 * O::kBytes + lane % 16 * 16;
 #pragma unroll
-  for (int i = 0; i < kGroups / 2; ++i) {
-    uint32_t a[4];
-    load_matrices(a, q + i * 32);
+  for (int i = 0; i < D / 16; ++i) {
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; j += 2) {
+    for (int j = 0; j < kStep / 8; j += 2) {
       uint32_t b[4];
-      load_matrices(b, k + j * 8 * kStride + i * 32);
-      mma_16x8x16<T>(score[j], a, {b[0], b[1]});
-      mma_16x8x16<T>(score[j + 1], a, {b[2], b[3]});
+      load_matrices(b, k + j * O::kBytes + i * 2 * O::kGroupBytes);
+#pragma unroll
+      for (int s = 0; s < S::kStrips; ++s) {
+        mma_16x8x16<T>(score[s][j], strip[s].query[i], {b[0], b[1]});
+        mma_16x8x16<T>(score[s][j + 1], strip[s].query[i], {b[2], b[3]});
+      }
     }
   }
-  if constexpr (kGroups % 2 == 1) {  // 8 more columns
-    uint32_t a[4];
-    load_matrices(a, queries + (matrix % 2 * 8 + lane % 8) * kStride + (kGroups - 1) * 16);
+  if constexpr (D % 16 != 0) {
+    uint32_t b[kStep / 8];
+    if constexpr (D % 16 == 8) {
+      static_assert(kStep == 32);
+      load_matrices(b, keys + lane / 8 * O::kBytes + (S::kGroups - 1) * O::kGroupBytes + lane % 8 * 16);
+    } else {  // 4 columns: the other 4 of the group meet zeros of the queries
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; j += 4) {
-      uint32_t b[4];
-      load_matrices(b, keys + ((j + matrix) * 8 + lane % 8) * kStride + (kGroups - 1) * 16);
+      for (int j = 0; j < kStep / 8; ++j)
+        b[j] = *reinterpret_cast<const uint32_t*>(keys + j * O::kBytes + O::kTailAt + lane / 4 * 8 +
+                                                  lane % 2 * 4);
+    }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) mma_16x8x8<T>(score[j + n], {a[0], a[1]}, b[n]);
+    for (int j = 0; j < kStep / 8; ++j) {
+#pragma unroll
+      for (int s = 0; s < S::kStrips; ++s) {
+        const auto& query = strip[s].query[S::kSteps - 1];
+        mma_16x8x8<T>(score[s][j], {query[0], query[1]}, b[j]);
+      }
     }
   }
 }
 
-/// sum += weights * values for one group of 8 columns; weight[j] are the operands for positions 16j to 16j + 15.
+/// Scores become weights, the operands of the next product, and are added to the totals.
 template <typename T, int D>
-__device__ inline void multiply_group(float (&sum)[4], const uint32_t (&weight)[kKeys / 16][4],
-                                      const char* values, int group) {
-  const char* v = values + lane_again() * Rows<D>::kStride + group * 16;
+__device__ inline void weigh(uint32_t (&weight)[Shape<D>::kStrips][kStep / 16][4],
+                             Strip<T, D> (&strip)[Shape<D>::kStrips],
+                             const float (&score)[Shape<D>::kStrips][kStep / 8][4], float scale) {
+  constexpr int kStrips = Shape<D>::kStrips;
+  float largest[kStrips][2];
+  bool grown = false;
 #pragma unroll
-  for (int j = 0; j < kKeys / 16; j += 2) {
-    uint32_t b[4];
-    load_matrices_transposed(b, v + j * 16 * Rows<D>::kStride);
-    mma_16x8x16<T>(sum, weight[j], {b[0], b[1]});
-    mma_16x8x16<T>(sum, weight[j + 1], {b[2], b[3]});
-  }
-}
-
-/// The same for all columns, two groups a load.
-template <typename T, int D>
-__device__ inline void multiply_values(float (&sum)[Rows<D>::kGroups][4],
-                                       const uint32_t (&weight)[kKeys / 16][4], const char* values) {
-  constexpr int kStride = Rows<D>::kStride, kGroups = Rows<D>::kGroups;
-  const int lane = lane_again(), matrix = lane / 8;
-  const char* v = values + (matrix % 2 * 8 + lane % 8) * kStride + matrix / 2 * 16;
+  for (int s = 0; s < kStrips; ++s) {
 #pragma unroll
-  for (int i = 0; i + 1 < kGroups; i += 2) {
+    for (int r = 0; r < 2; ++r) {
+      float max = score[s][0][r * 2];
 #pragma unroll
-    for (int j = 0; j < kKeys / 16; ++j) {
-      uint32_t b[4];
-      load_matrices_transposed(b, v + j * 16 * kStride + i * 16);
-      mma_16x8x16<T>(sum[i], weight[j], {b[0], b[1]});
-      mma_16x8x16<T>(sum[i + 1], weight[j], {b[2], b[3]});
+      for (int j = 0; j < kStep / 8; ++j) max = fmaxf(max, fmaxf(score[s][j][r * 2], score[s][j][r * 2 + 1]));
+      largest[s][r] = max * scale;
+      grown |= largest[s][r] > strip[s].base[r] + kSlack;
     }
   }
-  if constexpr (kGroups % 2 == 1) multiply_group<T, D>(sum[kGroups - 1], weight, values, kGroups - 1);
+  if (__any_sync(~0u, grown)) {
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) strip[s].move_base(r, largest[s][r]);
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int j = 0; j < kStep / 8; ++j) {
+        const float low = exp2_approximate(score[s][j][r * 2] * scale - strip[s].base[r]);
+        const float high = exp2_approximate(score[s][j][r * 2 + 1] * scale - strip[s].base[r]);
+        strip[s].total[r] += low + high;
+        weight[s][j / 2][j % 2 * 2 + r] = pack<T>(low, high);
+      }
+    }
+  }
+}
+
+/// The operands b of kStep values for one group of columns: b[2j] and b[2j + 1] are positions 16j to 16j + 15.
+template <int D>
+__device__ inline void load_values(uint32_t (&b)[kStep / 8], const char* values, int group) {
+  using S = Shape<D>;
+  using O = Octet<D>;
+  const int lane = lane_again();
+  if (group < D / 8) {
+    load_matrices_transposed(b, values + lane / 8 * O::kBytes + group * O::kGroupBytes + lane % 8 * 16);
+  } else {  // 4 columns, twice: nobody reads the sums of the second 4
+#pragma unroll
+    for (int j = 0; j < kStep / 8; ++j) {
+      const char* v = values + j * O::kBytes + O::kTailAt + lane % 4 * 16 + lane / 4 % 4 * 2;
+      b[j] = *reinterpret_cast<const uint16_t*>(v) | *reinterpret_cast<const uint16_t*>(v + 8) << 16;
+    }
+  }
+}
+
+/// sum += weights * values; weight[s][j] are the operands of strip s for positions 16j to 16j + 15. Where `mixed`, only
+/// rows that are `own` take part: not left to weights of 0, since a NaN among one sequence's values must not reach its
+/// neighbours in the warp.
+template <bool mixed, typename T, int D>
+__device__ inline void multiply_values(Strip<T, D> (&strip)[Shape<D>::kStrips],
+                                       const uint32_t (&weight)[Shape<D>::kStrips][kStep / 16][4],
+                                       const char* values, const bool (&own)[Shape<D>::kStrips][2]) {
+  using S = Shape<D>;
+  constexpr int kAtOnce = 2;
+#pragma unroll
+  for (int i = 0; i < S::kGroups; i += kAtOnce) {
+    uint32_t b[kAtOnce][kStep / 8];
+    float sum[kAtOnce][S::kStrips][4];
+#pragma unroll
+    for (int n = 0; n < kAtOnce && i + n < S::kGroups; ++n) {
+      load_values<D>(b[n], values, i + n);
+#pragma unroll
+      for (int s = 0; s < S::kStrips; ++s) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[n][s][e] = strip[s].sum[i + n][e];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kStep / 16; ++j) {
+#pragma unroll
+      for (int n = 0; n < kAtOnce && i + n < S::kGroups; ++n) {
+#pragma unroll
+        for (int s = 0; s < S::kStrips; ++s)
+          mma_16x8x16<T>(sum[n][s], weight[s][j], {b[n][2 * j], b[n][2 * j + 1]});
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce && i + n < S::kGroups; ++n) {
+#pragma unroll
+      for (int s = 0; s < S::kStrips; ++s) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (!mixed || own[s][e / 2]) strip[s].sum[i + n][e] = sum[n][s][e];
+        }
+      }
+    }
+  }
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(kThreads, D <= 104 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, 2)
     prefill_kernel(T* out, const T* qkv, KvLayer cache, TokenTable tokens, int n_heads, float scale) {
-  using R = Rows<D>;
+  using S = Shape<D>;
+  using O = Octet<D>;
   extern __shared__ uint4 shared[];
-  __shared__ Tokens own;
-  __shared__ KeyTile tiles[2];  // this one and the next: in registers they would displace sums
-  char* queries = reinterpret_cast<char*>(shared);
-  char* keys = queries + kQueries * R::kStride;
-  char* values = keys + kKeys * R::kStride;
-  const int head = blockIdx.y, kv_head = head / (n_heads / cache.n_kv_heads);
-  const int64_t t0 = tokens.n_single + int64_t{gridDim.x - 1 - blockIdx.x} * kQueries;  // long contexts first
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  __shared__ Tokens<S::kQueries> own;
+  __shared__ KeyTile tiles[4];  // this one, the next, and the one after it
+  char* buffers = reinterpret_cast<char*>(shared);
+  const int head = blockIdx.x, kv_head = head / (n_heads / cache.n_kv_heads);
+  const int tile_of_tokens = gridDim.y - 1 - blockIdx.y;  // long contexts first
+  const int t0 = tokens.n_single + tile_of_tokens * S::kQueries;
+  cache.head_dim = D;  // known to the compiler
+  const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 * S::kRows;
 
-  own.read(tokens, t0);
-  if constexpr (D % 8 != 0) {
-    for (int row = threadIdx.x; row < kQueries + 2 * kKeys; row += kThreads)
-      *reinterpret_cast<uint2*>(queries + row * R::kStride + D * 2) = uint2{0, 0};
-  }
-  __syncthreads();
+  wait_for_previous();
+  Strip<T, D> strip[S::kStrips];
   const int64_t pitch = int64_t{n_heads + 2 * cache.n_kv_heads} * D;
-  for (int half = 0; half < 16; half += 8) {
-    const int row = warp * 16 + half;
-    R::fetch(lane_again(), queries + row * R::kStride,
-             reinterpret_cast<const char*>(qkv + (t0 + row) * pitch + head * D), pitch * sizeof(T),
-             own.count - row);
+#pragma unroll
+  for (int s = 0; s < S::kStrips; ++s) {
+    const int t = t0 + first_row + s * 16;
+    strip[s].load(qkv + t * pitch + head * D, pitch, tokens.n_tokens - t);
   }
+  own.read(tokens, t0);
+  __syncthreads();
   if (threadIdx.x == 0) {
     tiles[0].end = 0;
-    tiles[0].enter_run(own, tokens, t0);
+    tiles[0].enter_run(own, tokens);
+    tiles[1] = tiles[0];
+    tiles[1].next(own, tokens);
   }
   __syncthreads();
-  tiles[0].fetch<T, D>(keys, cache, kv_head, 0);
+  tiles[0].fetch<T, D>(buffers, tokens, cache, kv_head);
 
-  const int rows[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
-  float sum[R::kGroups][4] = {}, largest[2] = {-INFINITY, -INFINITY},
-        total[2] = {};  // total: of this lane's keys
-  for (int n = 0;; ++n) {
-    const KeyTile& tile = tiles[n % 2];
-    KeyTile& ahead = tiles[(n + 1) % 2];
+  for (unsigned n = 0;; ++n) {
+    const KeyTile& tile = tiles[n % 4];
+    const KeyTile& ahead = tiles[(n + 1) % 4];
     wait_copies<0>();
-    __syncthreads();  // the keys are there, the values before were used
-    tile.fetch<T, D>(values, cache, kv_head, v_offset(cache));
+    __syncthreads();  // the tile is there, and the one before was used
+    const bool more = ahead.begin < own.count;
+    if (more) ahead.fetch<T, D>(buffers + (n + 1) % 2 * 2 * S::kTile, tokens, cache, kv_head);
     if (threadIdx.x == 0) {
-      ahead = tile;
-      ahead.next(own, tokens, t0);
+      KeyTile& further = tiles[(n + 2) % 4];
+      further = ahead;
+      further.next(own, tokens);
     }
 
-    const int begin = max(warp * 16, tile.begin), end = min(warp * 16 + 16, tile.end);
-    const bool active =
-        begin < end && tile.first <= own.position[end - 1];  // some of the warp's tokens see a key
-    const bool mixed = end - begin < 16;                     // not all are of the run
-    uint32_t weight[kKeys / 16][4];
-    if (active) {
-      float score[kKeys / 8][4] = {};
-      multiply_keys<T, D>(score, queries + warp * 16 * R::kStride, keys);
-      if (mixed || tile.first + kKeys - 1 > own.position[begin]) {
+    const int begin = max(first_row, tile.begin), end = min(first_row + S::kRows, tile.end);
+    const bool mixed = end - begin < S::kRows;  // not all of the warp's tokens are of the run
+    bool mine[S::kStrips][2];                   // which rows are
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int visible = tile.has(rows[r]) ? own.position[rows[r]] - tile.first - lane % 4 * 2 : -1;
+    for (int s = 0; s < S::kStrips; ++s) {
+      for (int r = 0; r < 2; ++r) mine[s][r] = tile.has(first_row + s * 16 + lane / 4 + r * 8);
+    }
+    const char* keys = buffers + n % 2 * 2 * S::kTile;
+#pragma unroll 1
+    for (int key = 0; begin < end && key < min(kKeys, end + tile.shift);
+         key += kStep, keys += kStep / kOctet * O::kBytes) {
+      float score[S::kStrips][kStep / 8][4] = {};
+      multiply_keys<T, D>(score, strip, keys);
+      if (mixed || key + kStep - 1 > begin + tile.shift) {
 #pragma unroll
-          for (int j = 0; j < kKeys / 8; ++j) {
+        for (int s = 0; s < S::kStrips; ++s) {
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              if (j * 8 + e > visible) score[j][r * 2 + e] = -INFINITY;
+          for (int e = 0; e < 4; ++e) {
+            const int row = first_row + s * 16 + lane / 4 + e / 2 * 8;
+            const int visible = mine[s][e / 2] ? row + tile.shift - key - lane % 4 * 2 - e % 2 : -1;
+#pragma unroll
+            for (int j = 0; j < kStep / 8; ++j) {
+              if (j * 8 > visible) score[s][j][e] = -INFINITY;
             }
           }
         }
       }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float new_max = -INFINITY;
-#pragma unroll
-        for (int j = 0; j < kKeys / 8; ++j)
-          new_max = fmaxf(new_max, fmaxf(score[j][r * 2], score[j][r * 2 + 1]));
-        new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, 1));
-        new_max = fmaxf(new_max, __shfl_xor_sync(~0u, new_max, 2));
-        new_max = fmaxf(largest[r], new_max * scale);
-        const float base = new_max == -INFINITY ? 0 : new_max;  // no key seen yet: all weights are 0
-        const float factor = exp2f(largest[r] - base);
-        largest[r] = new_max;
-        total[r] *= factor;
-#pragma unroll
-        for (int i = 0; i < R::kGroups; ++i) {
-          sum[i][r * 2] *= factor;
-          sum[i][r * 2 + 1] *= factor;
-        }
-#pragma unroll
-        for (int j = 0; j < kKeys / 8; ++j) {
-          const float low = exp2f(score[j][r * 2] * scale - base);
-          const float high = exp2f(score[j][r * 2 + 1] * scale - base);
-          total[r] += low + high;
-          weight[j / 2][j % 2 * 2 + r] = pack<T>(low, high);
-        }
-      }
-    }
 
-    wait_copies<0>();
-    __syncthreads();  // the values are there, the keys were used
-    const bool more = ahead.begin < own.count;
-    if (more) ahead.fetch<T, D>(keys, cache, kv_head, 0);
-    if (active) {
-      // Not left to weights of 0: a NaN among one sequence's values must not reach its neighbours in the warp.
+      uint32_t weight[S::kStrips][kStep / 16][4];
+      weigh(weight, strip, score, scale);
       if (mixed) {
-#pragma unroll
-        for (int i = 0; i < R::kGroups; ++i) {
-          float joined[4] = {sum[i][0], sum[i][1], sum[i][2], sum[i][3]};
-          __syncwarp();  // keeps the compiler from loading ahead: registers are scarce
-          multiply_group<T, D>(joined, weight, values, i);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            if (tile.has(rows[e / 2])) sum[i][e] = joined[e];
-          }
-        }
+        multiply_values<true>(strip, weight, keys + S::kTile, mine);
       } else {
-        multiply_values<T, D>(sum, weight, values);
+        multiply_values<false>(strip, weight, keys + S::kTile, mine);
       }
     }
     if (!more) break;
   }
 
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    total[r] += __shfl_xor_sync(~0u, total[r], 1);
-    total[r] += __shfl_xor_sync(~0u, total[r], 2);
-    if (rows[r] >= own.count) continue;
-    T* to = out + ((t0 + rows[r]) * n_heads + head) * D;
-    const float factor = 1 / total[r];
+  for (int s = 0; s < S::kStrips; ++s) {
 #pragma unroll
-    for (int i = 0; i < R::kGroups; ++i) {
-      const int column = i * 8 + lane % 4 * 2;
-      const float both[2] = {sum[i][r * 2] * factor, sum[i][r * 2 + 1] * factor};
-      if (column < D) store(to + column, both);
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + s * 16 + lane / 4 + r * 8;
+      T* to = out + (int64_t{own.first + row} * n_heads + head) * D;
+      strip[s].store_row(r, row < own.count ? to : nullptr);
     }
   }
 }
@@ -218,14 +261,13 @@ __global__ void __launch_bounds__(kThreads, D <= 104 ? 2 : 1)
 template <typename T, int D>
 bool launch(T* out, const T* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, float scale,
             Stream& stream) {
+  using S = Shape<D>;
   const auto kernel = prefill_kernel<T, D>;
   if (code_version(kernel) < 80 || cache.block_size % 8 != 0 || !aligned(16, qkv, cache.data)) return false;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared<D>),
-             "attend_runs");
-  const dim3 grid((tokens.n_tokens - tokens.n_single + kQueries - 1) / kQueries, n_heads);
-  kernel<<<grid, kThreads, kShared<D>, native(stream)>>>(out, qkv, cache, tokens, n_heads,
-                                                         scale * 1.44269504f);
-  check_launch("attend_runs");
+  allow_shared(kernel, S::kShared);
+  const dim3 grid(n_heads, (tokens.n_tokens - tokens.n_single + S::kQueries - 1) / S::kQueries);
+  launch_dependent(kernel, grid, kThreads, S::kShared, stream, out, qkv, cache, tokens, n_heads,
+                   scale * 1.44269504f);
   return true;
 }
 

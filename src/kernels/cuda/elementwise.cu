@@ -1,13 +1,18 @@
-// Embedding, norm, residual and activation: 16 bytes a thread and instruction where sizes and addresses allow.
+// Embedding, norm, residual and activation: 16 bytes a thread and instruction where sizes and addresses allow. Norm and
+// activation stand between products and are short where rows are few: dependent launches (launch.cuh). cuBLAS's kernels
+// never let the next one start early; a dependent kernel then starts as their blocks end, which saves the launch.
 #include "../ops.h"
-#include "common.cuh"
+#include "launch.cuh"
+#include "pipeinfer/base/error.h"
+#include "pipeinfer/base/text.h"
 
 namespace pipeinfer::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kMaxThreads = 1024;
 
 int blocks_for(int64_t items) { return static_cast<int>((items + kThreads - 1) / kThreads); }
+int whole_warps(int threads) { return (threads + 31) / 32 * 32; }
 
 /// Calls f with the element type and the vector width: 16 bytes where `wide`, else one element.
 template <typename F>
@@ -30,34 +35,53 @@ __global__ void embed_kernel(Word* out, const Word* table, const int32_t* token,
   for (int i = threadIdx.x; i < words; i += kThreads) out[t * words + i] = table[id * words + i];
 }
 
+constexpr int kOfThread =
+    16;  // elements of a row that a thread keeps in registers: all are read at once, and once
+
 template <typename T, int N>
-__global__ void rms_norm_kernel(T* out, T* x, const T* delta, const T* weight, const int32_t* row, int hidden,
-                                float eps) {
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(T* out, T* x, const T* delta, const T* weight,
+                                                               const int32_t* row, int hidden, float eps) {
+  using W = typename Word<N * sizeof(T)>::type;
   __shared__ float scratch[32];
-  const int64_t from = (row ? row[blockIdx.x] : blockIdx.x) * int64_t{hidden};
-  float squares = 0, values[N];
-  for (int i = threadIdx.x * N; i < hidden; i += kThreads * N) {
-    load(values, x + from + i);
-    if (delta) {
-      float added[N];
-      load(added, delta + from + i);
+  const auto each = [&](auto&& f) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) values[j] = to_float(from_float<T>(values[j] + added[j]));
-      store(x + from + i, values);
+    for (int p = 0; p < kOfThread / N; ++p) {
+      const int i = (p * blockDim.x + threadIdx.x) * N;
+      if (i < hidden) f(p, i);
     }
+  };
+  const auto elements = [](W& word) { return reinterpret_cast<T*>(&word); };
+  W words[kOfThread / N], added[kOfThread / N], factors[kOfThread / N];
+  float values[N], others[N];
+  each([&](int p, int i) { factors[p] = *reinterpret_cast<const W*>(weight + i); });
+  wait_for_previous();
+  const int64_t from = (row ? row[blockIdx.x] : blockIdx.x) * int64_t{hidden};
+  each([&](int p, int i) {
+    words[p] = *reinterpret_cast<const W*>(x + from + i);
+    if (delta) added[p] = *reinterpret_cast<const W*>(delta + from + i);
+  });
+  float squares = 0;
+  each([&](int p, int i) {
+    if (delta) {
+      load(values, elements(words[p]));
+      load(others, elements(added[p]));
+#pragma unroll
+      for (int j = 0; j < N; ++j) values[j] += others[j];
+      store(elements(words[p]), values);
+      *reinterpret_cast<W*>(x + from + i) = words[p];
+    }
+    load(values, elements(words[p]));
 #pragma unroll
     for (int j = 0; j < N; ++j) squares += values[j] * values[j];
-  }
+  });
   const float scale = 1 / sqrtf(block_reduce(squares, scratch, Sum{}) / hidden + eps);
-  // Each thread reads back what it wrote itself.
-  for (int i = threadIdx.x * N; i < hidden; i += kThreads * N) {
-    float factor[N];
-    load(values, x + from + i);
-    load(factor, weight + i);
+  each([&](int p, int i) {
+    load(values, elements(words[p]));
+    load(others, elements(factors[p]));
 #pragma unroll
-    for (int j = 0; j < N; ++j) values[j] *= scale * factor[j];
+    for (int j = 0; j < N; ++j) values[j] *= scale * others[j];
     store(out + int64_t{blockIdx.x} * hidden + i, values);
-  }
+  });
 }
 
 template <typename T, int N>
@@ -75,14 +99,15 @@ __global__ void add_kernel(T* x, const T* delta, int64_t n) {
 template <typename T, int N>
 __global__ void silu_mul_kernel(T* out, const T* gate_up, int intermediate) {
   const int64_t t = blockIdx.x;
-  const int i = (blockIdx.y * kThreads + threadIdx.x) * N;
+  const int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+  wait_for_previous();
   if (i >= intermediate) return;
   const T* gate_row = gate_up + t * 2 * intermediate;
   float gate[N], up[N];
   load(gate, gate_row + i);
   load(up, gate_row + intermediate + i);
 #pragma unroll
-  for (int j = 0; j < N; ++j) gate[j] = gate[j] / (1 + expf(-gate[j])) * up[j];
+  for (int j = 0; j < N; ++j) gate[j] = __fdividef(gate[j], 1 + __expf(-gate[j])) * up[j];
   store(out + t * intermediate + i, gate);
 }
 
@@ -110,11 +135,13 @@ void rms_norm(void* out, void* x, const void* delta, const void* weight, const i
   const bool wide = divides(hidden, dtype) && aligned(16, out, x, delta, weight);
   with_vector(dtype, wide, [&](auto type, auto width) {
     using T = decltype(type);
-    rms_norm_kernel<T, width()><<<n_rows, kThreads, 0, native(stream)>>>(
-        static_cast<T*>(out), static_cast<T*>(x), static_cast<const T*>(delta), static_cast<const T*>(weight),
-        row, hidden, eps);
+    const int threads = whole_warps((hidden + kOfThread - 1) / kOfThread);
+    if (threads > kMaxThreads)
+      usage_error(cat("hidden_size is ", hidden, ": on GPUs at most ", kMaxThreads * kOfThread));
+    launch_dependent(rms_norm_kernel<T, width()>, n_rows, threads, 0, stream, static_cast<T*>(out),
+                     static_cast<T*>(x), static_cast<const T*>(delta), static_cast<const T*>(weight), row,
+                     hidden, eps);
   });
-  check_launch("rms_norm");
 }
 
 void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream) {
@@ -131,11 +158,11 @@ void silu_mul(void* out, const void* gate_up, int n_tokens, int intermediate, DT
   const bool wide = divides(intermediate, dtype) && aligned(16, out, gate_up);
   with_vector(dtype, wide, [&](auto type, auto width) {
     using T = decltype(type);
-    const dim3 grid(n_tokens, blocks_for(intermediate / width()));
-    silu_mul_kernel<T, width()><<<grid, kThreads, 0, native(stream)>>>(
-        static_cast<T*>(out), static_cast<const T*>(gate_up), intermediate);
+    const int vectors = intermediate / width(), blocks = blocks_for(vectors);
+    launch_dependent(silu_mul_kernel<T, width()>, dim3(n_tokens, blocks),
+                     whole_warps((vectors + blocks - 1) / blocks), 0, stream, static_cast<T*>(out),
+                     static_cast<const T*>(gate_up), intermediate);
   });
-  check_launch("silu_mul");
 }
 
 }  // namespace pipeinfer::kernels::cuda

@@ -1,11 +1,13 @@
-// Products of few rows, at the speed at which the weight can be read. Each block owns n_out / gridDim rows of the weight,
-// each of its warps every eighth piece (64 elements) of all of them: so weights are read once, by whole 128-byte lines,
-// and every warp has its own pieces of x. A thread copies into shared memory exactly what it multiplies itself, kDepth
-// items ahead: no barrier is needed, and since weights depend on no kernel, the first items are asked for while the
-// kernel before still runs.
+// Products of few rows, at the speed at which the weight can be read. Each block owns n_out / gridDim rows of the weight.
+// Two warps, the producers, keep a ring of slots full: a slot holds 16 of the rows, 512 columns of each. The others take
+// every slot together, 64 columns each, so that weights are read once and every warp has its own pieces of x.
 //
-// Tensor cores take 8 rows of the weight (b, transposed) and up to 16 rows of x (a). Sums do not care for the order of
-// their terms, so a thread's 16 bytes, 8 neighbours in k, stand for the columns {2t, 2t + 1, 2t + 8, 2t + 9} of two
+// A step is a chain of such products, and what it loses, it loses between them. Weights depend on no kernel: so a block
+// lets the next kernel start when it has asked for its own last slot, and that one's ring is filled while this one's last
+// sums are joined, written and made visible; what its ring cannot hold, the next kernel asks the L2 cache for.
+//
+// Tensor cores take 16 rows of the weight (a) and 8 or twice 8 rows of x (b). Sums do not care for the order of their
+// terms, so a thread's 16 bytes, 8 neighbours in k, stand for the columns {2t, 2t + 1, 2t + 8, 2t + 9} of two
 // instructions, in a and b alike.
 #include "../ops.h"
 #include "launch.cuh"
@@ -15,77 +17,95 @@
 namespace pipeinfer::kernels::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kConsumers = 8;
+constexpr int kProducers = 2;
+constexpr int kWarps = kConsumers + kProducers;
 constexpr int kThreads = kWarps * 32;
-constexpr int kPiece = 64;           // elements of k in an item
-constexpr int kItem = 2 * 32;        // an item: 8 rows of the weight, one piece; 2 x 16 bytes a thread
-constexpr int kDepth = 9;            // items of a warp on their way
-constexpr int kMaxTokens = 16;       // rows of x: kFusedRows
-constexpr int kAdders = kWarps / 2;  // partial sums that are in shared memory at a time
-static_assert(kFusedRows == kMaxTokens);
+constexpr int kRows = 16;  // of the weight, in a slot: a tile
+constexpr int kHalfRows = kRows / kProducers;
+constexpr int kPiece = 64;                     // columns of a warp
+constexpr int kColumns = kConsumers * kPiece;  // of a slot
+constexpr int kPitch = kColumns * 2 + 64;      // bytes: neighbouring rows are in different banks
+constexpr int kSlotBytes = kRows * kPitch;
+constexpr int kSlots = 6;       // two blocks fit into a multiprocessor
+constexpr int kPrefetched = 4;  // slots
+constexpr int kShared = kSlots * kSlotBytes;
+static_assert(kFusedRows == 16);
 
-/// What of the product a block computes, a span of units at a time. A unit is an output column: one row of the weight,
-/// or, as `pairs`, rows u and n_units + u. An item's tile i is units [first + 8 (i / (1 + pairs)), + 8).
+/// What of the product a block computes, a span of units at a time. A unit is an output column: one row of the weight, or,
+/// as `pairs`, rows u and n_units + u. A tile is 16 units, or 8 pairs, the second halves in rows 8 to 15.
 struct Part {
-  int pairs;    // 0 or 1
+  bool pairs;
   int n_units;  // of the product
   int begin, end;
-  int span;  // a multiple of 8
+  int span;
 
-  __device__ int tiles(int first) const { return ((min(span, end - first) + 7) / 8) << pairs; }
-  __device__ int unit(int first, int tile) const { return first + (tile >> pairs) * 8; }
-  __device__ int64_t weight_row(int unit, int tile) const { return unit + (tile & pairs) * n_units; }
+  __device__ Part(const FusedLinear& p, int span)
+      : pairs(p.epilogue == Epilogue::silu_mul),
+        n_units(pairs ? p.n_out / 2 : p.n_out),
+        begin(static_cast<int>(int64_t{n_units} * blockIdx.x / gridDim.x)),
+        end(static_cast<int>(int64_t{n_units} * (blockIdx.x + 1) / gridDim.x)),
+        span(span) {}
+  __device__ int tile_units() const { return pairs ? kRows / 2 : kRows; }
+  __device__ int tiles(int first) const { return (min(span, end - first) + tile_units() - 1) / tile_units(); }
+  /// Of row `row` (0 to 15) of a tile that begins with unit `first`; -1: there is none.
+  __device__ int weight_row(int first, int row) const {
+    const int unit = first + (pairs ? row % 8 : row);
+    return unit >= end ? -1 : pairs && row >= 8 ? n_units + unit : unit;
+  }
 };
 
-/// A warp's items in the order span, piece, tile, and the ring through which they pass.
-template <typename T>
-class WeightStream {
- public:
-  __device__ WeightStream(const FusedLinear& p, const Part& part, uint4* ring)
-      : part_(part),
-        weight_(static_cast<const T*>(p.weight)),
-        n_in_(p.n_in),
-        ring_(ring + threadIdx.x / 32 * kDepth * kItem + threadIdx.x % 32),
-        first_(threadIdx.x / 32 * kPiece < p.n_in ? part.begin : part.end),
-        column_(threadIdx.x / 32 * kPiece) {
-    for (int i = 0; i < kDepth; ++i) ask(i);
-  }
+/// A slot of the ring, and which of its uses this is.
+struct Place {
+  int slot = 0, parity = 0;
 
-  /// The oldest item; its place is then used for the next one.
+  __device__ void next() {
+    if (++slot < kSlots) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+struct Ring {
+  char* memory;
+  Barrier* full;   // [kSlots]
+  Barrier* empty;  // [kSlots]
+
+  __device__ char* slot(Place at) const { return memory + at.slot * kSlotBytes; }
+};
+
+/// What passes through the ring in a span, in order: for each 512 columns all tiles. A producer brings 8 rows of a tile.
+template <typename T>
+class Items {
+ public:
+  __device__ Items(const FusedLinear& p, const Part& part, int first, int half)
+      : part_(part),
+        weight_(static_cast<const char*>(p.weight)),
+        stride_(int64_t{p.n_in} * sizeof(T)),
+        n_in_(p.n_in),
+        first_(first),
+        tiles_(part.tiles(first)),
+        half_(half) {}
+
+  __device__ bool left() const { return column_ < n_in_; }
+  /// Calls f with the next item's half: where it begins, what lies between its rows, their number, the bytes of a row.
   template <typename F>
-  __device__ void take(F&& multiply) {
-    wait_copies<kDepth - 1>();
-    multiply(ring_[slot_ * kItem], ring_[slot_ * kItem + 32]);
-    ask(slot_);
-    slot_ = slot_ + 1 == kDepth ? 0 : slot_ + 1;
+  __device__ void next(F&& f) {
+    const int unit = first_ + tile_ * part_.tile_units() + (part_.pairs ? 0 : half_ * kHalfRows);
+    const int64_t row = unit + (part_.pairs ? half_ * part_.n_units : 0);
+    f(weight_ + row * stride_ + column_ * static_cast<int>(sizeof(T)), stride_,
+      max(0, min(kHalfRows, part_.end - unit)), min(kColumns, n_in_ - column_) * static_cast<int>(sizeof(T)));
+    if (++tile_ < tiles_) return;
+    tile_ = 0;
+    column_ += kColumns;
   }
 
  private:
-  __device__ void ask(int slot) {
-    if (first_ < part_.end) {
-      const int lane = threadIdx.x % 32;
-      const int unit = part_.unit(first_, tile_) + lane / 4, k = column_ + lane % 4 * 8;
-      const T* from = weight_ + part_.weight_row(unit, tile_) * n_in_ + k;
-      copy_to_shared<16>(ring_ + slot * kItem, from, unit < part_.end && k < n_in_);
-      copy_to_shared<16>(ring_ + slot * kItem + 32, from + 32, unit < part_.end && k + 32 < n_in_);
-      if (++tile_ == part_.tiles(first_)) {
-        tile_ = 0;
-        column_ += kWarps * kPiece;
-        if (column_ >= n_in_) {
-          column_ = threadIdx.x / 32 * kPiece;
-          first_ += part_.span;
-        }
-      }
-    }
-    commit_copies();
-  }
-
-  const Part part_;
-  const T* const weight_;
-  const int n_in_;
-  uint4* const ring_;
-  int first_, column_, tile_ = 0;  // of the item to ask for next
-  int slot_ = 0;                   // of the item to take next
+  const Part& part_;
+  const char* const weight_;
+  const int64_t stride_;
+  const int n_in_, first_, tiles_, half_;
+  int column_ = 0, tile_ = 0;
 };
 
 /// Two elements that an instruction takes as one register.
@@ -95,10 +115,11 @@ __device__ inline float2 unpack(uint32_t word) {
   memcpy(pair, &word, sizeof word);
   return {to_float(pair[0]), to_float(pair[1])};
 }
-/// The rows of x that a thread multiplies, one piece at a time: token g, and g + 8 as the second half. With a norm, a
-/// piece is x * norm weight, and the norm's other factor, one a token, is left to the end: until then the squares of x
-/// are summed beside the products.
-template <typename T, int kHalves>
+
+/// The rows of x that a thread multiplies, a piece at a time, asked for kAhead pieces before: token g, and g + 8 as the
+/// second half. With a norm, a piece is x * norm weight, and the norm's other factor, one a token, is left to the end:
+/// until then the squares of x are summed beside the products.
+template <typename T, int kHalves, bool kNorm, int kAhead>
 class Tokens {
  public:
   __device__ Tokens(const FusedLinear& p) : norm_(static_cast<const T*>(p.norm_weight)), n_in_(p.n_in) {
@@ -111,27 +132,27 @@ class Tokens {
     }
   }
 
-  /// Starts loading the piece at `column`, if there is one.
-  __device__ void fetch(int column) {
+  __device__ void fetch(int place, int column) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int k = column + 32 * i + threadIdx.x % 4 * 8;
-      if (norm_) next_norm_[i] = k < n_in_ ? *reinterpret_cast<const uint4*>(norm_ + k) : uint4{};
+      if constexpr (kNorm)
+        norms_[place][i] = k < n_in_ ? *reinterpret_cast<const uint4*>(norm_ + k) : uint4{};
 #pragma unroll
       for (int h = 0; h < kHalves; ++h)
-        next_[h][i] = there_[h] && k < n_in_ ? *reinterpret_cast<const uint4*>(x_[h] + k) : uint4{};
+        next_[place][h][i] = there_[h] && k < n_in_ ? *reinterpret_cast<const uint4*>(x_[h] + k) : uint4{};
     }
   }
 
   /// What was fetched, to be multiplied.
-  __device__ void use() {
+  __device__ void use(int place) {
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint4 w = next_norm_[i];
-        uint4& a = piece[h][i] = next_[h][i];
-        if (!norm_) continue;
+        uint4& a = piece[h][i] = next_[place][h][i];
+        if constexpr (!kNorm) continue;
+        const uint4 w = norms_[place][i];
         a.x = normed(a.x, w.x, squares[h]);
         a.y = normed(a.y, w.y, squares[h]);
         a.z = normed(a.z, w.z, squares[h]);
@@ -158,150 +179,203 @@ class Tokens {
   const T* norm_;
   const int n_in_;
   bool there_[kHalves];
-  uint4 next_[kHalves][2], next_norm_[2] = {};
+  uint4 next_[kAhead][kHalves][2], norms_[kAhead][2];
 };
 
-/// sum [8 rows of x and, as the second half, 8 more; 8 rows of the weight] += one piece.
-template <typename T, int kHalves>
-__device__ inline void multiply(float (&sum)[2 * kHalves], const uint4 (&x)[kHalves][2], uint4 w0, uint4 w1) {
-  const auto step = [&](uint32_t a0, uint32_t a2, uint32_t a1, uint32_t a3, uint32_t b0, uint32_t b1) {
-    if constexpr (kHalves == 2) {
-      mma_16x8x16<T>(sum, {a0, a1, a2, a3}, {b0, b1});
-    } else {
-      mma_8x8x16<T>(sum, {a0, a2}, {b0, b1});
-    }
+/// A warp's sums of a span: of tile i and half h, with g = lane / 4 and t = lane % 4, rows g and g + 8 (second two) of the
+/// tile, tokens 2t and 2t + 1 of the half.
+template <int kTiles, int kHalves>
+using Sums = float[kTiles][kHalves][4];
+
+/// A consumer's share of the items of 512 columns: of its piece of them, whole or not.
+template <bool kWhole, typename T, int kTiles, int kHalves, typename X>
+__device__ inline void multiply(Sums<kTiles, kHalves>& sums, const X& x, int left, int tiles,
+                                const Ring& ring, Place& at) {
+  const int lane = threadIdx.x % 32, own = lane % 4 * 8;
+  const auto load = [&](const char* row, int column) {  // beyond the row's end the slot may hold anything
+    return kWhole || own + column < left ? *reinterpret_cast<const uint4*>(row + column * 2) : uint4{};
   };
-  constexpr int h = kHalves - 1;
-  step(x[0][0].x, x[0][0].y, x[h][0].x, x[h][0].y, w0.x, w0.y);
-  step(x[0][0].z, x[0][0].w, x[h][0].z, x[h][0].w, w0.z, w0.w);
-  step(x[0][1].x, x[0][1].y, x[h][1].x, x[h][1].y, w1.x, w1.y);
-  step(x[0][1].z, x[0][1].w, x[h][1].z, x[h][1].w, w1.z, w1.w);
-}
-
-/// The sums of all warps, joined in shared memory, and what becomes of them.
-template <typename T, int kTiles, int kHalves>
-struct Joined {
-  float sums[kAdders][kTiles][32][2 * kHalves];
-  float squares[kWarps][kMaxTokens];
-
-  __device__ void add(const float (&own)[kTiles][2 * kHalves], const float (&own_squares)[kHalves]) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    if (tile >= tiles) break;
+    wait_phase(ring.full + at.slot, at.parity);
+    const char* low = ring.slot(at) + lane / 4 * kPitch + (threadIdx.x / 32 * kPiece + own) * 2;
+    const char* high = low + 8 * kPitch;
+    const uint4 a = load(low, 0), b = load(high, 0), c = load(low, 32), d = load(high, 32);
+    __syncwarp();
+    if (lane == 0) arrive(ring.empty + at.slot);
+    at.next();
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
-      float sum = own_squares[h];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      if (lane % 4 == 0) squares[warp][lane / 4 + 8 * h] = sum;
+      const uint4(&piece)[2] = x.piece[h];
+      mma_16x8x16<T>(sums[tile][h], {a.x, b.x, a.y, b.y}, {piece[0].x, piece[0].y});
+      mma_16x8x16<T>(sums[tile][h], {a.z, b.z, a.w, b.w}, {piece[0].z, piece[0].w});
+      mma_16x8x16<T>(sums[tile][h], {c.x, d.x, c.y, d.y}, {piece[1].x, piece[1].y});
+      mma_16x8x16<T>(sums[tile][h], {c.z, d.z, c.w, d.w}, {piece[1].z, piece[1].w});
     }
-    __syncthreads();  // the span before was written out
-    if (warp >= kAdders) {
+  }
+}
+
+/// A consumer's share of a span's items.
+template <typename T, int kTiles, int kHalves, bool kNorm, int kAhead>
+__device__ inline void consume(Sums<kTiles, kHalves>& sums, Tokens<T, kHalves, kNorm, kAhead>& x, int n_in,
+                               int tiles, const Ring& ring, Place& at) {
+  const int begin = threadIdx.x / 32 * kPiece;
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) store(sums[warp - kAdders][i][lane], own[i]);
-    }
-    __syncthreads();
-    if (warp < kAdders) {
+  for (int i = 0; i < kAhead; ++i) x.fetch(i, begin + i * kColumns);
+  for (int from = 0; from < n_in;) {
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        float sum[2 * kHalves];
-        load(sum, sums[warp][i][lane]);
-#pragma unroll
-        for (int j = 0; j < 2 * kHalves; ++j) sum[j] += own[i][j];
-        store(sums[warp][i][lane], sum);
+    for (int place = 0; place < kAhead; ++place, from += kColumns) {
+      if (from >= n_in) break;
+      x.use(place);
+      x.fetch(place, from + begin + kAhead * kColumns);
+      const int left = n_in - from - begin;
+      if (left >= kPiece) {
+        multiply<true, T, kTiles>(sums, x, left, tiles, ring, at);
+      } else {
+        multiply<false, T, kTiles>(sums, x, left, tiles, ring, at);
       }
     }
-    __syncthreads();
   }
+}
 
-  /// Of column `column` (0 to 7) of a tile.
-  __device__ float sum(int tile, int column, int token) const {
-    float total = 0;
-    for (int w = 0; w < kAdders; ++w)
-      total += sums[w][tile][token % 8 * 4 + column / 2][token / 8 * 2 + column % 2];
-    return total;
+/// A producer's part of a span: one half of each slot.
+template <typename T>
+__device__ inline void produce(Items<T> items, const Ring& ring, Place& at, int half, bool first_span) {
+  for (int i = 0; items.left(); ++i, at.next()) {
+    if (first_span && i == kSlots) {
+      Items<T> ahead = items;
+      for (int j = 0; j < kPrefetched && ahead.left(); ++j) ahead.next(prefetch_block);
+    }
+    wait_phase(ring.empty + at.slot, at.parity ^ 1);
+    items.next([&](const char* from, int64_t stride, int n, int bytes) {
+      Barrier* full = ring.full + at.slot;
+      announce_copies(full, n * bytes);
+      copy_block(ring.slot(at) + half * kHalfRows * kPitch, kPitch, from, stride, n, bytes, full);
+      close_copies(full);
+    });
   }
+}
 
-  __device__ float norm(const FusedLinear& p, int token) const {
-    float total = 0;
-    for (int w = 0; w < kWarps; ++w) total += squares[w][token];
-    return 1 / sqrtf(total / p.n_in + p.eps);
-  }
-};
-
-template <typename T, int kTiles, int kHalves>
+template <typename T, int kTiles, int kHalves, bool kNorm>
 __global__ void __launch_bounds__(kThreads, 2) fused_linear_kernel(FusedLinear p, int span) {
-  extern __shared__ uint4 ring[];
-  __shared__ Joined<T, kTiles, kHalves> joined;
-  let_next_start();
-  const int pairs = p.epilogue == Epilogue::silu_mul ? 1 : 0, n_units = p.n_out >> pairs;
-  const Part part{.pairs = pairs,
-                  .n_units = n_units,
-                  .begin = static_cast<int>(int64_t{n_units} * blockIdx.x / gridDim.x),
-                  .end = static_cast<int>(int64_t{n_units} * (blockIdx.x + 1) / gridDim.x),
-                  .span = span};
-  WeightStream<T> weights(p, part, ring);
-  wait_for_previous();
+  // Each warp writes one half of one tile. The fewer tiles, the more of a row's pieces are in the ring at a time.
+  static_assert(kTiles * kHalves <= kWarps);
+  constexpr int kAhead = kTiles > 2 ? 1 : 4 - kHalves - kNorm;
+  extern __shared__ uint4 shared[];
+  __shared__ Barrier full[kSlots], empty[kSlots];
+  __shared__ float squares[kConsumers][kFusedRows];
+  __shared__ float4 added[kThreads];
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be one for all lanes
+  const bool producer = warp >= kConsumers;
+  if (threadIdx.x < kSlots) {
+    init_barrier(full + threadIdx.x, kProducers * copy_arrivals());
+    init_barrier(empty + threadIdx.x, kConsumers);
+  }
+  __syncthreads();
+  const Ring ring{.memory = reinterpret_cast<char*>(shared), .full = full, .empty = empty};
+  const Part part(p, span);
+  Place at;
+  if (!producer) wait_for_previous();
+  Tokens<T, kHalves, kNorm, kAhead> x(p);
 
-  const int begin = threadIdx.x / 32 * kPiece;
-  Tokens<T, kHalves> x(p);
-  x.fetch(begin);
-  const T* bias = static_cast<const T*>(p.bias);
   for (int first = part.begin; first < part.end; first += span) {
     const int tiles = part.tiles(first);
-    float sums[kTiles][2 * kHalves] = {};
+    Sums<kTiles, kHalves> sums = {};
+    if (producer) {
+      const int half = warp - kConsumers;
+      produce(Items<T>(p, part, first, half), ring, at, half, first == part.begin);
+      if (first + span >= part.end) let_next_start();
+      wait_for_previous();
+    }
+
+    // What this thread writes in the end: rows g and g + 8 of its warp's tile, tokens 2t and 2t + 1 of its half. What is
+    // added to it is there in time.
+    const int tile = warp / kHalves, half = warp % kHalves, unit = first + tile * part.tile_units();
+    int row[2], token[2];
 #pragma unroll
-    for (int h = 0; h < kHalves; ++h) x.squares[h] = 0;
-    for (int column = begin; column < p.n_in; column += kWarps * kPiece) {
-      x.use();
-      x.fetch(column + kWarps * kPiece < p.n_in ? column + kWarps * kPiece : begin);  // of the next span
+    for (int i = 0; i < 2; ++i) {
+      row[i] = tile < tiles ? part.weight_row(unit, lane / 4 + 8 * i) : -1;
+      token[i] = half * 8 + lane % 4 * 2 + i;
+    }
+    const auto there = [&](int i) { return row[i / 2] >= 0 && token[i % 2] < p.n_rows; };
+    const auto place = [&](int i) { return int64_t{token[i % 2]} * part.n_units + row[i / 2]; };
+    float base[4] = {};
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        if (i < tiles)
-          weights.take([&](uint4 w0, uint4 w1) { multiply<T, kHalves>(sums[i], x.piece, w0, w1); });
+    for (int i = 0; i < 4; ++i) {
+      if (!there(i)) continue;
+      if (p.bias) base[i] = to_float(static_cast<const T*>(p.bias)[row[i / 2]]);
+      if (p.epilogue == Epilogue::add) base[i] += to_float(static_cast<const T*>(p.out)[place(i)]);
+    }
+    added[threadIdx.x] = {base[0], base[1], base[2], base[3]};
+
+    if (!producer) {
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) x.squares[h] = 0;
+      consume<T, kTiles>(sums, x, p.n_in, tiles, ring, at);
+    }
+    __syncthreads();  // the ring is not needed any more: it takes the warps' sums
+    float4* parts = reinterpret_cast<float4*>(shared);
+    if (!producer) {
+#pragma unroll
+      for (int i = 0; i < kTiles * kHalves; ++i) {
+        const float(&sum)[4] = sums[i / kHalves][i % kHalves];
+        parts[(warp * kTiles * kHalves + i) * 32 + lane] = {sum[0], sum[1], sum[2], sum[3]};
+      }
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+        float sum = x.squares[h];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (lane % 4 == 0) squares[warp][lane / 4 + 8 * h] = sum;
       }
     }
-    joined.add(sums, x.squares);
-
-    const int n = min(span, part.end - first);
-    for (int item = threadIdx.x; item < n * p.n_rows; item += kThreads) {
-      const int token = item / n, unit = first + item % n, column = item % n % 8;
-      const int tile = (item % n / 8) << pairs;
-      const float norm = p.norm_weight ? joined.norm(p, token) : 1;
-      const auto value = [&](int which) {
-        const float product = norm * joined.sum(tile + which, column, token);
-        return bias ? product + to_float(bias[part.weight_row(unit, which)]) : product;
-      };
-      const int64_t at = int64_t{token} * n_units + unit;
-      T* out = static_cast<T*>(p.out) + at;
-      switch (p.epilogue) {
-        case Epilogue::store:
-          *out = from_float<T>(value(0));
-          break;
-        case Epilogue::store_fp32:
-          static_cast<float*>(p.out)[at] = value(0);
-          break;
-        case Epilogue::add:
-          *out = from_float<T>(to_float(*out) + value(0));
-          break;
-        case Epilogue::silu_mul: {
-          const float gate = value(0);
-          *out = from_float<T>(gate / (1 + expf(-gate)) * value(1));
-          break;
+    __syncthreads();
+    if (tile < tiles) {
+      float4 sum = {};
+      float square[2] = {};
+#pragma unroll
+      for (int w = 0; w < kConsumers; ++w) {
+        const float4 part_sum = parts[(w * kTiles * kHalves + warp) * 32 + lane];
+        sum = {sum.x + part_sum.x, sum.y + part_sum.y, sum.z + part_sum.z, sum.w + part_sum.w};
+        square[0] += squares[w][token[0]];
+        square[1] += squares[w][token[1]];
+      }
+      float norm[2] = {1, 1};
+      if constexpr (kNorm) {
+        norm[0] = rsqrtf(square[0] / p.n_in + p.eps);
+        norm[1] = rsqrtf(square[1] / p.n_in + p.eps);
+      }
+      const float4 add = added[threadIdx.x];
+      const float value[4] = {norm[0] * sum.x + add.x, norm[1] * sum.y + add.y, norm[0] * sum.z + add.z,
+                              norm[1] * sum.w + add.w};
+      T* out = static_cast<T*>(p.out);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (!there(i)) continue;
+        if (p.epilogue == Epilogue::store_fp32) {
+          static_cast<float*>(p.out)[place(i)] = value[i];
+        } else if (!part.pairs) {
+          out[place(i)] = from_float<T>(value[i]);
+        } else if (i < 2) {  // of the gate; the same unit's up is two further
+          out[place(i)] = from_float<T>(value[i] / (1 + expf(-value[i])) * value[i + 2]);
         }
       }
     }
+    if (first + span < part.end) {
+      order_before_copies();
+      __syncthreads();
+    }
   }
 }
 
 template <typename T, int kTiles, int kHalves>
-void launch(const FusedLinear& p, int blocks, int per_block, Stream& stream) {
-  const auto kernel = fused_linear_kernel<T, kTiles, kHalves>;
-  constexpr int shared = kWarps * kDepth * kItem * sizeof(uint4);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-             "fused_linear");
-  // Spans of a block are about the same.
-  const int most = p.epilogue == Epilogue::silu_mul ? kTiles * 4 : kTiles * 8;
-  const int spans = (per_block + most - 1) / most, span = ((per_block + spans - 1) / spans + 7) / 8 * 8;
-  launch_dependent(kernel, dim3(blocks), dim3(kThreads), shared, stream, p, span);
+void launch(const FusedLinear& p, int blocks, int span, Stream& stream) {
+  const auto kernel = p.norm_weight ? fused_linear_kernel<T, kTiles, kHalves, true>
+                                    : fused_linear_kernel<T, kTiles, kHalves, false>;
+  allow_shared(kernel, kShared);
+  launch_dependent(kernel, dim3(blocks), dim3(kThreads), kShared, stream, p, span);
 }
 
 }  // namespace
@@ -310,21 +384,24 @@ void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   int multiprocessors = 0;
   check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, stream.device().index),
              "counting multiprocessors");
-  const int units = p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out;
+  const bool pairs = p.epilogue == Epilogue::silu_mul;
+  const int units = pairs ? p.n_out / 2 : p.n_out, tile_units = pairs ? kRows / 2 : kRows;
   const int blocks = std::min(multiprocessors, units), per_block = (units + blocks - 1) / blocks;
-  const auto with_tiles = [&](auto type, auto tiles) {
-    using T = decltype(type);
-    if (p.n_rows <= 8) {
-      launch<T, tiles(), 1>(p, blocks, per_block, stream);
-    } else {
-      launch<T, tiles(), 2>(p, blocks, per_block, stream);
-    }
+  const int tiles = (per_block + tile_units - 1) / tile_units;
+  const auto split = [&](int most) {  // a block's spans are about the same
+    const int spans = (tiles + most - 1) / most;
+    return (tiles + spans - 1) / spans;
   };
   const auto with_dtype = [&](auto type) {
-    if (per_block <= 32 && p.epilogue != Epilogue::silu_mul) {
-      with_tiles(type, std::integral_constant<int, 4>{});
+    using T = decltype(type);
+    if (p.n_rows <= 8) {
+      const int n = split(9);
+      const auto kernel = n <= 2 ? launch<T, 2, 1> : n <= 5 ? launch<T, 5, 1> : launch<T, 9, 1>;
+      kernel(p, blocks, n * tile_units, stream);
     } else {
-      with_tiles(type, std::integral_constant<int, 10>{});
+      const int n = split(4);
+      const auto kernel = n <= 2 ? launch<T, 2, 2> : launch<T, 4, 2>;
+      kernel(p, blocks, n * tile_units, stream);
     }
   };
   if (dtype == DType::fp16) {

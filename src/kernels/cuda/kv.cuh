@@ -1,4 +1,4 @@
-// Addresses in the paged KV cache.
+// Addresses in the paged KV cache, and its tokens.
 #pragma once
 
 #include "../ops.h"
@@ -6,13 +6,22 @@
 
 namespace pipeinfer::kernels::cuda {
 
-/// K of `position` in a sequence with these blocks; V is v_offset() elements further on.
+inline constexpr int kOctet = 8;  // positions that lie together, see KvLayer
+
+/// The octet with K of `position` in a sequence with these blocks; V's is v_offset() elements further on.
 template <typename T>
-__device__ inline T* key_row(const KvLayer& cache, const int32_t* blocks, int position, int kv_head) {
-  const int64_t block = blocks[position / cache.block_size];
-  const int64_t row =
-      (block * 2 * cache.n_kv_heads + kv_head) * cache.block_size + position % cache.block_size;
+__device__ inline T* key_octet(const KvLayer& cache, const int32_t* blocks, int position, int kv_head) {
+  const unsigned block_size = cache.block_size;  // unsigned: a shorter division
+  const unsigned index = position / block_size;
+  const int row_of_block = kv_head * block_size + (position - index * block_size) / kOctet * kOctet;
+  const int64_t row = int64_t{blocks[index]} * (2 * cache.n_kv_heads * cache.block_size) + row_of_block;
   return static_cast<T*>(cache.data) + row * cache.head_dim;
+}
+
+/// Where an element of a position is in its octet. Its neighbours up to the next multiple of 8 dims follow.
+__device__ inline int octet_offset(int head_dim, int position, int dim) {
+  const int group = dim / 8 * 8;
+  return group * kOctet + position % kOctet * min(8, head_dim - group) + dim - group;
 }
 
 __host__ __device__ inline int64_t v_offset(const KvLayer& cache) {

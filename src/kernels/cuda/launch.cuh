@@ -37,6 +37,17 @@ int code_version(void (*kernel)(P...)) {
   return code.ptxVersion;
 }
 
+/// Lets a kernel have so much dynamic shared memory. A multiprocessor that holds kernels of a chain side by side cannot
+/// change its share of shared memory between them: so all ask for the most.
+template <typename... P>
+void allow_shared(void (*kernel)(P...), int bytes) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "cudaFuncSetAttribute");
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared),
+             "cudaFuncSetAttribute");
+}
+
 /// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through
 /// wait_for_previous() where the running code has that (sm_90 and newer).
 template <typename... P, typename... A>

@@ -1,5 +1,6 @@
-// The PTX instructions that kernels use (PTX ISA 8.0), one function each: tensor cores, matrix loads and asynchronous
-// copies of sm_80 and newer. Code for older targets compiles without them and must not be launched.
+// The PTX instructions that kernels use (PTX ISA 8.0), one function each: tensor cores, matrix loads, asynchronous copies
+// and the barriers that count them, of sm_80 and newer. Code for older targets compiles without them and must not be
+// launched.
 #pragma once
 
 #include <cstdint>
@@ -71,6 +72,13 @@ __device__ inline void mma_8x8x8(float (&c)[2], uint32_t a, uint32_t b) {
   c[1] = whole[1];
 }
 
+/// 2^x to about 22 bits, by one instruction: unlike exp2f, 0 where that is below the smallest normal float.
+__device__ inline float exp2_approximate(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -95,6 +103,16 @@ __device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void* r
 #endif
 }
 
+/// An 8x8 matrix of 16-bit elements that a warp holds (of each thread row g = lane / 4 at columns 2t and 2t + 1, t = lane %
+/// 4), transposed.
+__device__ inline uint32_t transpose(uint32_t pair) {
+  uint32_t other = 0;
+#if __CUDA_ARCH__ >= 750
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(pair));
+#endif
+  return other;
+}
+
 /// Starts a copy of `bytes` (4, 8 or 16, aligned) from global to shared memory; zeros instead, and nothing is read,
 /// unless `read`.
 template <int bytes>
@@ -113,6 +131,15 @@ __device__ inline void copy_to_shared(void* to, const void* from, bool read = tr
 #endif
 }
 
+/// The same for 16 bytes of which only the first `read` (0 to 16) are read; the rest becomes zeros.
+__device__ inline void copy_part_to_shared(void* to, const void* from, int read) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(read)
+               : "memory");
+#endif
+}
+
 /// Closes a group of this thread's copies (an empty one counts).
 __device__ inline void commit_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -125,6 +152,149 @@ template <int n>
 __device__ inline void wait_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+#endif
+}
+
+/// A barrier in shared memory (mbarrier): a phase ends when `arrivals` threads arrived, and the copies they announced
+/// are there. Initialised by one thread; the others may use it after a __syncthreads().
+using Barrier = unsigned long long;
+__device__ inline void init_barrier(Barrier* barrier, int arrivals) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+#endif
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // for bulk copies
+#endif
+}
+
+__device__ inline void arrive(Barrier* barrier) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+
+/// Waits for the end of the phase of this parity: 0 for a barrier's first, then 1, and so on by turns.
+__device__ inline void wait_phase(Barrier* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra "
+      "again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#elif __CUDA_ARCH__ >= 800
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n@!done bra "
+      "again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+
+/// What a barrier that counts copies is initialised with for each warp that starts them: bulk copies count bytes, so that
+/// one lane arrives for all; others count the lanes.
+__device__ inline int copy_arrivals() {
+#if __CUDA_ARCH__ >= 900
+  return 1;
+#else
+  return 32;
+#endif
+}
+
+/// A warp starts the copies of up to 32 rows of `bytes` to shared memory, one every `pitch` bytes (multiples of 16). Each
+/// lane gives one row, or null; a phase of `there` ends when all are there.
+__device__ inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+  const int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+  const int rows = __popc(__ballot_sync(~0u, row != nullptr));
+  if (lane == 0)
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
+                     shared_address(there)),
+                 "r"(rows * bytes)
+                 : "memory");
+  __syncwarp();
+  if (row)
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(to + lane * pitch)),
+        "l"(row), "r"(bytes), "r"(shared_address(there))
+        : "memory");
+#elif __CUDA_ARCH__ >= 800
+  for (int r = 0; r < 32; ++r) {
+    const auto from =
+        reinterpret_cast<const char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), r));
+    for (int i = lane * 16; from && i < bytes; i += 32 * 16) copy_to_shared<16>(to + r * pitch + i, from + i);
+  }
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
+#endif
+}
+
+/// One lane of the warp, always the same.
+__device__ inline bool elect() {
+  uint32_t elected = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+#endif
+  return elected;
+}
+
+/// The same by arguments that are the same for all lanes: announce_copies of all bytes, any copy_block, close_copies.
+__device__ inline void announce_copies(Barrier* there, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  if (elect())
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
+                     shared_address(there)),
+                 "r"(bytes)
+                 : "memory");
+  __syncwarp();
+#endif
+}
+
+/// `n` rows of `bytes` (a multiple of 16, as all addresses are), every `stride` bytes, to every `pitch` bytes.
+__device__ inline void copy_block(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
+                                  Barrier* there) {
+#if __CUDA_ARCH__ >= 900
+  const bool elected = elect();
+  uint32_t place = shared_address(to);
+  const uint32_t barrier = shared_address(there);
+#pragma unroll 4
+  for (int row = 0; row < n; ++row, place += pitch, from += stride) {
+    if (elected)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+              place),
+          "l"(from), "r"(bytes), "r"(barrier)
+          : "memory");
+  }
+#else
+  for (int row = 0; row < n; ++row)
+    for (int i = threadIdx.x % 32 * 16; i < bytes; i += 32 * 16)
+      copy_to_shared<16>(to + row * pitch + i, from + row * stride + i);
+#endif
+}
+
+__device__ inline void close_copies(Barrier* there) {
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
+#endif
+}
+
+/// Brings such rows into the L2 cache, where the GPU can be asked to.
+__device__ inline void prefetch_block(const char* from, int64_t stride, int n, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  const bool elected = elect();
+  for (int row = 0; row < n; ++row, from += stride) {
+    if (elected)
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+  }
+#endif
+}
+
+/// A thread's reads and writes of shared memory come before the copies that are started after the next __syncthreads().
+__device__ inline void order_before_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 

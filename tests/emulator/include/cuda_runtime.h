@@ -56,6 +56,8 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return bits;
 }
 
+inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+
 // Threads change places only where they wait for each other: everything between is atomic.
 template <typename T>
 T atomicAdd(T* data, std::type_identity_t<T> value) {
@@ -66,6 +68,10 @@ T atomicOr(T* data, std::type_identity_t<T> value) {
   return std::exchange(*data, *data | value);
 }
 
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float __ldcg(const float* data) { return *data; }
+inline float rsqrtf(float value) { return 1 / sqrtf(value); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }

@@ -67,6 +67,20 @@ void start_copy(void* to, const void* from, int bytes, int whole);
 void commit_copies();
 void wait_copies(int n);
 
+/// A barrier of the PTX instructions mbarrier: its phase ends when all arrivals are there and no announced byte is open.
+struct alignas(8) Barrier {
+  uint8_t arrivals, open, phase;
+  int32_t bytes;
+
+  void init(int arrivals);
+  /// Announces `bytes` and arrives.
+  void arrive(int bytes);
+  void wait(int parity);
+  /// A copy that lands at some time, and then counts.
+  void copy(void* to, const void* from, int bytes);
+  void end_phase();
+};
+
 /// Runs `work` after everything else in the stream, or puts it into the graph that the stream records (runtime.cpp).
 void enqueue(CUstream_st* stream, std::function<void()> work);
 

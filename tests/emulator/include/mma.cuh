@@ -79,6 +79,20 @@ void load_fragments(uint32_t (&to)[4], const void* row) {
 inline void load_matrices(uint32_t (&to)[4], const void* row) { load_fragments<false>(to, row); }
 inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) { load_fragments<true>(to, row); }
 
+inline uint32_t transpose(uint32_t pair) {
+  emulator::Shown own{};
+  memcpy(own.data(), &pair, sizeof pair);
+  const auto& shown = emulator::show(own, "movmatrix");
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  uint16_t both[2];
+  for (int i = 0; i < 2; ++i)
+    memcpy(&both[i], reinterpret_cast<const char*>(shown[(2 * t + i) * 4 + g / 2].data()) + g % 2 * 2, 2);
+  memcpy(&pair, both, sizeof pair);
+  return pair;
+}
+
+inline float exp2_approximate(float x) { return exp2f(x); }
+
 template <int bytes>
 void copy_to_shared(void* to, const void* from, bool read = true) {
   emulator::start_copy(to, from, read ? bytes : 0, bytes);
@@ -91,5 +105,29 @@ template <int n>
 void wait_copies() {
   emulator::wait_copies(n);
 }
+
+using Barrier = emulator::Barrier;
+inline void init_barrier(Barrier* barrier, int arrivals) { barrier->init(arrivals); }
+inline void arrive(Barrier* barrier) { barrier->arrive(0); }
+inline void wait_phase(Barrier* barrier, int parity) { barrier->wait(parity); }
+inline int copy_arrivals() { return 1; }
+inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+  const int rows = __popc(__ballot_sync(~0u, row != nullptr)), lane = threadIdx.x % 32;
+  if (lane == 0) there->arrive(rows * bytes);
+  __syncwarp();
+  if (row) there->copy(to + lane * pitch, row, bytes);
+}
+inline void announce_copies(Barrier* there, int bytes) {
+  if (threadIdx.x % 32 == 0) there->arrive(bytes);
+  __syncwarp();
+}
+inline void copy_block(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
+                       Barrier* there) {
+  if (threadIdx.x % 32 != 0) return;
+  for (int row = 0; row < n; ++row) there->copy(to + row * pitch, from + row * stride, bytes);
+}
+inline void close_copies(Barrier*) {}
+inline void prefetch_block(const char*, int64_t, int, int) {}
+inline void order_before_copies() {}
 
 }  // namespace pipeinfer::kernels::cuda

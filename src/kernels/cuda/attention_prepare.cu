@@ -1,0 +1,145 @@
+// What all layers of a step share: the angles of rotary embedding, and how decode attention's work is dealt out.
+#include "../rope_math.h"
+#include "decode_work.cuh"
+
+namespace pipeinfer::kernels::cuda {
+using namespace decode;
+
+namespace {
+
+constexpr int kPrepareWarps = 8;
+constexpr int kPrepareThreads = kPrepareWarps * 32;
+
+/// Sums `weight(octets)` over a warp's rows.
+template <typename Weight>
+__device__ int sum_rows(const TokenTable& tokens, Weight weight) {
+  int sum = 0;
+  for (int row = threadIdx.x % 32; row < tokens.n_single; row += 32)
+    sum += weight(octets_of(tokens.position[row] + 1));
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+  return sum;
+}
+
+/// A place in the list of all rows' items, each weight(octets) units: its row and item, and its unit in the item.
+struct Place {
+  int row = 0, head = 0, unit = 0;
+  int octets = 0;  // of the item
+};
+
+/// A warp finds unit `target` of the list.
+template <typename Weight>
+__device__ Place find(const TokenTable& tokens, int items, int target, Weight weight) {
+  const int lane = threadIdx.x % 32, n = tokens.n_single;
+  Place place;
+  for (int base = 0, before = 0; base < n; base += 32) {
+    const int octets = base + lane < n ? octets_of(tokens.position[base + lane] + 1) : 0;
+    const int units = octets > 0 ? weight(octets) : 0;
+    int through = units;  // inclusive sum
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(~0u, through, offset);
+      if (lane >= offset) through += other;
+    }
+    const unsigned beyond = __ballot_sync(~0u, before + through > target / items);
+    if (beyond) {
+      const int hit = __ffs(static_cast<int>(beyond)) - 1;
+      const int rest = target - (before + __shfl_sync(~0u, through - units, hit)) * items;
+      const int of_item = __shfl_sync(~0u, units, hit);
+      place.octets = __shfl_sync(~0u, octets, hit);
+      place.row = base + hit;
+      place.head = rest / of_item;
+      place.unit = rest % of_item;
+      break;
+    }
+    before += __shfl_sync(~0u, through, 31);
+  }
+  return place;
+}
+
+/// A warp finds share number `index` of `blocks` * kWarps. Where items cut into pieces of up to kPiece octets do not fill
+/// the grid, a block takes a piece; else all warps take equally many octets, in order, whatever the contexts' lengths are
+/// (as in Stream-K, Osama et al. 2023, arXiv:2301.03598).
+__device__ Share deal(const TokenTable& tokens, int items, int blocks, int index) {
+  const auto in_octets = [](int octets) { return octets; };
+  const auto in_pieces = [](int octets) { return pieces_of(octets); };
+  const int block = index / kWarps, warp = index % kWarps;
+  const int pieces = sum_rows(tokens, in_pieces) * items;
+  Share share{};
+  share.last_block = -1;
+  if (pieces <= blocks) {
+    if (block >= pieces) return share;
+    const Place at = find(tokens, items, block, in_pieces);
+    const int n = pieces_of(at.octets);
+    const int begin = at.octets * at.unit / n, octets = at.octets * (at.unit + 1) / n - begin;
+    share.row = at.row;
+    share.head = at.head;
+    share.octet = begin + octets * warp / kWarps;
+    share.left = begin + octets * (warp + 1) / kWarps - share.octet;
+    share.first_block = block - at.unit;
+    share.last_block = share.first_block + n - 1;
+  } else {
+    const int64_t total = int64_t{sum_rows(tokens, in_octets)} * items;
+    const int64_t shares = min(int64_t{blocks}, total / kWarps) * kWarps;  // each has an octet
+    if (index >= shares) return share;
+    const auto edge = [&](int i) { return static_cast<int>(total * i / shares); };
+    const auto block_of = [&](int octet) {
+      return static_cast<int>(((octet + 1) * shares - 1) / total) / kWarps;
+    };
+    const int begin = edge(block * kWarps), end = edge((block + 1) * kWarps), own = edge(index);
+    const Place first = find(tokens, items, begin, in_octets), last = find(tokens, items, end - 1, in_octets);
+    const Place at = find(tokens, items, own, in_octets);
+    share.row = at.row;
+    share.head = at.head;
+    share.octet = at.unit;
+    share.left = edge(index + 1) - own;
+    share.first_block = block_of(begin - first.unit);
+    share.last_block = block_of(end - 1 - last.unit + last.octets - 1);
+  }
+  share.context = tokens.position[share.row] + 1;
+  share.slot = tokens.slot[share.row];
+  return share;
+}
+
+/// The first `deal_blocks` blocks find a share a warp, the others an angle a thread.
+__global__ void prepare_kernel(float2* angle, Share* shares, TokenTable tokens, Rope rope, int head_dim,
+                               int items, int blocks, int deal_blocks) {
+  if (static_cast<int>(blockIdx.x) < deal_blocks) {
+    const int index = static_cast<int>(blockIdx.x * kPrepareWarps + threadIdx.x / 32);
+    if (index >= blocks * kWarps) return;
+    const Share share = deal(tokens, items, blocks, index);
+    if (threadIdx.x % 32 == 0) shares[index] = share;
+    return;
+  }
+  const int half = head_dim / 2;
+  const int64_t i = int64_t{blockIdx.x - deal_blocks} * kPrepareThreads + threadIdx.x;
+  if (i >= int64_t{tokens.n_tokens} * half) return;
+  const int row = static_cast<int>(i / half), pair = static_cast<int>(i % half);
+  const int position = tokens.position[row];
+  float frequency;
+  if (rope.dynamic) {
+    const double base = dynamic_ntk_base(rope, tokens.prompt_tokens[tokens.slot[row]], position, head_dim);
+    frequency = rope_frequency(base, pair, head_dim);
+  } else {
+    frequency = rope.inv_freq[pair];
+  }
+  float2 x;
+  sincosf(static_cast<float>(position) * frequency, &x.y, &x.x);
+  angle[i] = x;
+}
+
+}  // namespace
+
+void prepare_attention(float* angle, void* workspace, const KvLayer& cache, const TokenTable& tokens,
+                       const Rope& rope, int n_heads, Stream& stream) {
+  const Grouping grouping(n_heads, cache.n_kv_heads);
+  const int most = workspace ? most_blocks(stream.device(), grouping, cache.head_dim) : 0;
+  const int blocks = grid_blocks(tokens, grouping, most);
+  const int deal_blocks = (blocks * kWarps + kPrepareWarps - 1) / kPrepareWarps;
+  const int64_t angles = int64_t{tokens.n_tokens} * cache.head_dim / 2;
+  const unsigned grid = deal_blocks + static_cast<unsigned>((angles + kPrepareThreads - 1) / kPrepareThreads);
+  prepare_kernel<<<grid, kPrepareThreads, 0, native(stream)>>>(
+      reinterpret_cast<float2*>(angle), DecodeWorkspace(workspace, most).shares, tokens, rope, cache.head_dim,
+      grouping.items, blocks, deal_blocks);
+  check_launch("prepare_attention");
+}
+
+}  // namespace pipeinfer::kernels::cuda
