@@ -280,17 +280,6 @@ __device__ inline void close_copies(Barrier* there) {
 #endif
 }
 
-/// Brings such rows into the L2 cache, where the GPU can be asked to.
-__device__ inline void prefetch_block(const char* from, int64_t stride, int n, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  const bool elected = elect();
-  for (int row = 0; row < n; ++row, from += stride) {
-    if (elected)
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-  }
-#endif
-}
-
 /// A thread's reads and writes of shared memory come before the copies that are started after the next __syncthreads().
 __device__ inline void order_before_copies() {
 #if __CUDA_ARCH__ >= 900

@@ -127,7 +127,6 @@ inline void copy_block(char* to, int pitch, const char* from, int64_t stride, in
   for (int row = 0; row < n; ++row) there->copy(to + row * pitch, from + row * stride, bytes);
 }
 inline void close_copies(Barrier*) {}
-inline void prefetch_block(const char*, int64_t, int, int) {}
 inline void order_before_copies() {}
 
 }  // namespace pipeinfer::kernels::cuda
