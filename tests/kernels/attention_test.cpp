@@ -291,7 +291,8 @@ TEST_F(Attention, EqualsTheSoftmaxInDouble) {
           tokens.reference = reference;
           paged_attention(out.data(), qkv.data(), layer(), tokens, shape.n_heads, scale, dtype, stream_);
         });
-        expect_near(out.read(stream_), expected, tolerance(dtype), shape.text());
+        // Tensor cores take the probabilities in dtype, so they are rounded too.
+        expect_near(out.read(stream_), expected, 2 * tolerance(dtype), shape.text());
       }
     }
   }
