@@ -6,38 +6,59 @@ source "$(dirname "$0")/lib.sh"
 # Each test with one thread, and one test more than there are cores: many wait, for deadlines or for Slurm.
 export OMP_NUM_THREADS=1
 run_tests() { ctest --test-dir "build/$1" --output-on-failure --parallel $((jobs + 1)) "${@:2}"; }
+export -f run_tests
+
+# begin NAME COMMANDS: begins them as a process group, which ends with this script. Bash lets what it does not wait for
+# ignore interrupts.
+declare -A groups=()
+begin() {
+  env --default-signal=INT,QUIT setsid bash -c "source scripts/lib.sh; $2" &
+  groups[$1]=$!
+}
+# beside NAME COMMANDS: begins them, into build/NAME.log, which is shown where the script fails.
+beside() { begin "$1" "exec >build/$1.log 2>&1; $2"; }
+end() {
+  local status=$? name
+  for name in "${!groups[@]}"; do
+    kill -- "-${groups[$name]}" 2>/dev/null || true
+    [ $status = 0 ] || [ "$name" = now ] || tail -n 200 "build/$name.log" | sed "s/^/$name: /"
+  done
+}
+trap end EXIT
+await() {
+  wait "${groups[$1]}"
+  unset "groups[$1]"
+}
+# now COMMANDS: begins them and waits, which a signal to this script ends.
+now() {
+  begin now "$1"
+  await now
+}
 
 step "Set-up"
-scripts/setup.sh --tests
+now 'scripts/setup.sh --tests'
 
 step "Build: cpu"
-build cpu
+now 'build cpu'
 
-# What the tests leave of the cores builds the rest: a process group of its own, so that it ends with this script.
+# What the tests leave of the cores builds the rest.
 step "Build: asan, tsan, fuzz (at low priority, into build/sanitizers.log)"
-setsid nice -n 19 bash -c 'source scripts/lib.sh
-  build tsan test_pipeline test_sched test_comm planted && build asan && build fuzz fuzzers' >build/sanitizers.log 2>&1 &
-builds=$!
-trap 'kill -- -$builds 2>/dev/null || true' EXIT
+beside sanitizers 'renice -n 19 $$ >/dev/null
+  build tsan test_pipeline test_sched test_comm planted && build asan && build fuzz fuzzers'
 
 step "Test: cpu"
-run_tests cpu -LE gpu
+now 'run_tests cpu -LE gpu'
 
 step "Wait for the builds"
-wait $builds || { tail -n 60 build/sanitizers.log; exit 1; }
-trap - EXIT
+await sanitizers
 
 step "Test: address and undefined-behaviour sanitizers; beside it thread sanitizer, without LibTorch, and fuzzers"
-run_tests tsan -L '^(pipeline|sched|comm|sanitizers)$' >build/tsan-tests.log 2>&1 &
-tsan=$!
-scripts/soak.sh 20 0 >build/fuzz.log 2>&1 &
-fuzzers=$!
-run_tests asan -LE '^(gpu|slurm|install|layering|scripts)$'
-for beside in "$tsan build/tsan-tests.log" "$fuzzers build/fuzz.log"; do
-  read -r job log <<<"$beside"
-  wait "$job" && failed=0 || failed=1
-  cat "$log"
-  [ $failed = 0 ] || exit 1
+beside tsan "run_tests tsan -L '^(pipeline|sched|comm|sanitizers)$'"
+beside fuzz 'scripts/soak.sh 20 0'
+now "run_tests asan -LE '^(gpu|slurm|install|layering|scripts)$'"
+for name in tsan fuzz; do
+  await $name
+  cat build/$name.log
 done
 
 step "All tests passed"

@@ -175,7 +175,7 @@ class Attention : public KernelTest {
     step.row(1, integer(0, shape_.context - 1), 1);
     step.n_single = integer(0, 2);
     step.row(2, 0, integer(1, 40));
-    step.row(4, integer(0, 100), integer(65, 200));
+    step.row(4, integer(0, 100), integer(65, is_emulated() ? 100 : 200));
     step.row(3, shape_.context - 3, 3);
     return step;
   }
@@ -291,7 +291,8 @@ TEST_F(Attention, EqualsTheSoftmaxInDouble) {
           tokens.reference = reference;
           paged_attention(out.data(), qkv.data(), layer(), tokens, shape.n_heads, scale, dtype, stream_);
         });
-        expect_near(out.read(stream_), expected, tolerance(dtype), shape.text());
+        // Tensor cores take the probabilities in dtype, so they are rounded too.
+        expect_near(out.read(stream_), expected, 2 * tolerance(dtype), shape.text());
       }
     }
   }
@@ -305,9 +306,10 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
     for (DType dtype : kDTypes) {
       ++case_number;
       // Few tokens, whose contexts are cut into pieces, and more that are dealt out evenly, on GPUs of any size
-      const int n = std::array{1, 6, 73}[(case_number + case_number / 3) % 3], padding = integer(0, 2);
+      const int many = is_emulated() ? 19 : 73;
+      const int n = std::array{1, 6, many}[(case_number + case_number / 3) % 3], padding = integer(0, 2);
       shape.dtype = dtype;
-      shape.context = n == 73 ? 60 : 1100;
+      shape.context = n == many ? 60 : is_emulated() ? 600 : 1100;
       shape.slots = n + 2;
       start(shape);
       const int d = shape.head_dim, null_slot = n, other_slot = n + 1;
@@ -328,7 +330,7 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
         step.position[0] = 0;
         step.position[1] = 8 * integer(1, shape.context / 8 - 1) - 2;
       }
-      if (n == 6) step.position[2] = 256 * integer(1, 4) - 2;
+      if (n == 6) step.position[2] = 256 * integer(1, shape.context / 256) - 2;
       for (int i = 0; i < padding; ++i) step.row(null_slot, 0, 1);
       step.row(other_slot, 3, 2);  // not to be touched
       step.n_single = n + padding;
@@ -391,7 +393,7 @@ TEST_F(Attention, ChunksEqualOneShot) {
       std::vector<std::vector<float>> qkv(shape.slots);
       for (std::vector<float>& rows : qkv) rows = normal(shape.context * shape.row());
 
-      const int n = 250, row = shape.n_heads * shape.head_dim;
+      const int n = is_emulated() ? 150 : 250, row = shape.n_heads * shape.head_dim;
       Step whole;
       whole.row(2, 0, n);
       const std::vector<float> one_shot = run(whole, qkv, rope);
