@@ -251,12 +251,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
   }
 }
 
-int attribute(cudaDeviceAttr which, Device device) {
-  int value = 0;
-  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
-  return value;
-}
-
 /// Whether there is a kernel for this; then it is launched.
 template <typename T, int D>
 bool launch(const Problem<T>& p, int blocks, Stream& stream) {

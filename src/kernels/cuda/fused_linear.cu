@@ -381,15 +381,9 @@ void launch(const FusedLinear& p, const Cut& cut, int blocks, int span, Stream& 
 }  // namespace
 
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, which, stream.device().index),
-               "reading a property of the device");
-    return value;
-  };
   const bool pairs = p.epilogue == Epilogue::silu_mul;
   const int units = pairs ? p.n_out / 2 : p.n_out, tile_units = pairs ? kRows / 2 : kRows;
-  const int blocks = std::min(attribute(cudaDevAttrMultiProcessorCount), units),
+  const int blocks = std::min(attribute(cudaDevAttrMultiProcessorCount, stream.device()), units),
             per_block = (units + blocks - 1) / blocks;
   const int tiles = (per_block + tile_units - 1) / tile_units;
   const auto split = [&](int most) {  // a block's spans are about the same
@@ -397,7 +391,8 @@ void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
     return (tiles + spans - 1) / spans;
   };
   const Cut cut(p.n_in,
-                std::min(kRingBytes, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticBytes));
+                std::min(kRingBytes,
+                         attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()) - kStaticBytes));
   const auto with_dtype = [&](auto type) {
     using T = decltype(type);
     if (p.n_rows <= 8) {

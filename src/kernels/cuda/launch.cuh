@@ -28,6 +28,12 @@ __device__ inline void let_next_start() {
 #endif
 }
 
+inline int attribute(cudaDeviceAttr which, Device device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device.index), "cudaDeviceGetAttribute");
+  return value;
+}
+
 /// The architecture (10 x major + minor) that the kernel's code was written for: what __CUDA_ARCH__ was, over 10. Code of
 /// an older one may run here, and lacks the newer instructions wherever it runs.
 template <typename... P>

@@ -53,25 +53,6 @@ __device__ inline void mma_16x8x8(float (&c)[4], const uint32_t (&a)[2], uint32_
 #endif
 }
 
-/// The same with only the first 8 rows of a and c: the others are 0.
-template <typename T>
-__device__ inline void mma_8x8x16(float (&c)[2], const uint32_t (&a)[2], const uint32_t (&b)[2]) {
-  float whole[4] = {c[0], c[1], 0, 0};
-  const uint32_t rows[4] = {a[0], 0, a[1], 0};
-  mma_16x8x16<T>(whole, rows, b);
-  c[0] = whole[0];
-  c[1] = whole[1];
-}
-
-template <typename T>
-__device__ inline void mma_8x8x8(float (&c)[2], uint32_t a, uint32_t b) {
-  float whole[4] = {c[0], c[1], 0, 0};
-  const uint32_t rows[2] = {a, 0};
-  mma_16x8x8<T>(whole, rows, b);
-  c[0] = whole[0];
-  c[1] = whole[1];
-}
-
 /// 2^x to about 22 bits, by one instruction: unlike exp2f, 0 where that is below the smallest normal float.
 __device__ inline float exp2_approximate(float x) {
   float power;

@@ -43,22 +43,6 @@ void mma_16x8x8(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
   multiply_fragments<T, 8>(c, a, {b});
 }
 
-template <typename T>
-void mma_8x8x16(float (&c)[2], const uint32_t (&a)[2], const uint32_t (&b)[2]) {
-  float whole[4] = {c[0], c[1], 0, 0};
-  multiply_fragments<T, 16>(whole, {a[0], 0, a[1], 0}, b);
-  c[0] = whole[0];
-  c[1] = whole[1];
-}
-
-template <typename T>
-void mma_8x8x8(float (&c)[2], uint32_t a, uint32_t b) {
-  float whole[4] = {c[0], c[1], 0, 0};
-  multiply_fragments<T, 8>(whole, {a, 0}, {b});
-  c[0] = whole[0];
-  c[1] = whole[1];
-}
-
 /// A lane gets element (row, 2t) and the next one of each matrix's row g, or of its column g where `transposed`.
 template <bool transposed>
 void load_fragments(uint32_t (&to)[4], const void* row) {
