@@ -85,6 +85,11 @@ bool can_fuse_linear(int n_in, DType dtype, Device device) {
   return device.is_cuda() && dtype != DType::fp32 && n_in % 8 == 0 && device_info(device).compute_major >= 8;
 }
 
+void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
+  PI_CHECK(can_fuse_linear(8, dtype, stream.device()), "split_norm of ", dtype_name(dtype));
+  if (n_rows > 0) ops(stream).split_norm(x, norm, n_rows, n, dtype, stream);
+}
+
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   PI_CHECK(stream.device().is_cuda() && dtype != DType::fp32 && p.n_in % 8 == 0, "fused_linear of ", p.n_in,
            " elements of ", dtype_name(dtype));

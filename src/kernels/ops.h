@@ -16,6 +16,7 @@ struct Ops {
   decltype(&kernels::decode_workspace_bytes) decode_workspace_bytes;
   decltype(&kernels::silu_mul) silu_mul;
   decltype(&kernels::linear_cuda) linear_cuda;
+  decltype(&kernels::split_norm) split_norm;
   decltype(&kernels::fused_linear) fused_linear;
   decltype(&kernels::set_blocks) set_blocks;
   decltype(&kernels::open_slots) open_slots;
@@ -59,6 +60,7 @@ decltype(kernels::decode_attention) decode_attention;
 decltype(kernels::decode_workspace_bytes) decode_workspace_bytes;
 decltype(kernels::silu_mul) silu_mul;
 decltype(kernels::linear_cuda) linear_cuda;
+decltype(kernels::split_norm) split_norm;
 decltype(kernels::fused_linear) fused_linear;
 decltype(kernels::set_blocks) set_blocks;
 decltype(kernels::open_slots) open_slots;

@@ -87,9 +87,8 @@ void RmsNorm::forward(void* out, void* x, const void* delta, const int32_t* row,
   kernels::rms_norm(out, x, delta, weight_.data_ptr(), row, n_rows, weight_.size(0), eps_, dtype, stream);
 }
 
-void RmsNorm::fuse_into(kernels::FusedLinear& product) const {
-  product.norm_weight = weight_.data_ptr();
-  product.eps = eps_;
+kernels::SplitNorm RmsNorm::split(const Workspace& space) const {
+  return {.weight = weight_.data_ptr(), .eps = eps_, .scaled = space.normed, .squares = space.squares};
 }
 
 Attention::Attention(ParameterMaker& maker, const std::string& name, const ModelConfig& config)
@@ -112,16 +111,18 @@ void Attention::forward(const Pass& pass, const kernels::KvLayer& cache) const {
   o_proj_->forward(space.delta, space.attended, n, pass.dtype, pass.dtype, pass.stream);
 }
 
-void Attention::forward_fused(const Pass& pass, const RmsNorm& norm, const kernels::KvLayer& cache) const {
+void Attention::forward_fused(const Pass& pass, const kernels::SplitNorm& norm,
+                              const kernels::SplitNorm& next, const kernels::KvLayer& cache) const {
   const Workspace& space = pass.space;
   const int n = pass.tokens.n_tokens;
-  kernels::FusedLinear qkv = qkv_proj_->fused(pass.x, n);
+  kernels::FusedLinear qkv = qkv_proj_->fused(norm.scaled, n);
   qkv.out = space.qkv;
-  norm.fuse_into(qkv);
+  qkv.norm = norm;
   kernels::fused_linear(qkv, pass.dtype, pass.stream);
   attend(pass, cache);
   kernels::FusedLinear o = o_proj_->fused(space.attended, n);
   o.out = pass.x;
+  o.next = next;
   o.epilogue = kernels::Epilogue::add;
   kernels::fused_linear(o, pass.dtype, pass.stream);
 }
@@ -164,16 +165,18 @@ void Mlp::forward(const Pass& pass) const {
   down_proj_->forward(space.delta, space.mlp, n, pass.dtype, pass.dtype, pass.stream);
 }
 
-void Mlp::forward_fused(const Pass& pass, const RmsNorm& norm) const {
+void Mlp::forward_fused(const Pass& pass, const kernels::SplitNorm& norm,
+                        const kernels::SplitNorm& next) const {
   const Workspace& space = pass.space;
   const int n = pass.tokens.n_tokens;
-  kernels::FusedLinear gate_up = gate_up_proj_->fused(pass.x, n);
+  kernels::FusedLinear gate_up = gate_up_proj_->fused(norm.scaled, n);
   gate_up.out = space.mlp;
   gate_up.epilogue = kernels::Epilogue::silu_mul;
-  norm.fuse_into(gate_up);
+  gate_up.norm = norm;
   kernels::fused_linear(gate_up, pass.dtype, pass.stream);
   kernels::FusedLinear down = down_proj_->fused(space.mlp, n);
   down.out = pass.x;
+  down.next = next;
   down.epilogue = kernels::Epilogue::add;
   kernels::fused_linear(down, pass.dtype, pass.stream);
 }
@@ -198,9 +201,10 @@ void DecoderLayer::forward(const Pass& pass, const void* delta, const kernels::K
   mlp_->forward(pass);
 }
 
-void DecoderLayer::forward_fused(const Pass& pass, const kernels::KvLayer& cache) const {
-  self_attn_->forward_fused(pass, *input_layernorm_, cache);
-  mlp_->forward_fused(pass, *post_attention_layernorm_);
+void DecoderLayer::forward_fused(const Pass& pass, const RmsNorm* next, const kernels::KvLayer& cache) const {
+  const kernels::SplitNorm between = post_attention_layernorm_->split(pass.space);
+  self_attn_->forward_fused(pass, input_layernorm_->split(pass.space), between, cache);
+  mlp_->forward_fused(pass, between, next ? next->split(pass.space) : kernels::SplitNorm{});
 }
 
 LlamaModel::LlamaModel(ParameterMaker& maker, const ModelConfig& config, const StageOptions& options)
@@ -230,7 +234,12 @@ void LlamaModel::embed(const Pass& pass, const int32_t* token, const int32_t* la
 
 void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
   if (pass.fused) {
-    for (size_t i = 0; i < layers_.size(); ++i) layers_[i]->forward_fused(pass, cache.layer(i));
+    kernels::split_norm(pass.x, layers_[0]->input_layernorm().split(pass.space), pass.tokens.n_tokens,
+                        static_cast<int>(hidden_), pass.dtype, pass.stream);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      const RmsNorm* next = i + 1 < layers_.size() ? &layers_[i + 1]->input_layernorm() : norm_.get();
+      layers_[i]->forward_fused(pass, next, cache.layer(i));
+    }
     return;
   }
   const void* delta = nullptr;
@@ -243,11 +252,11 @@ void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
 
 void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const {
   if (pass.fused) {
-    kernels::FusedLinear head = lm_head_->fused(pass.x, n_rows);
+    kernels::FusedLinear head = lm_head_->fused(pass.space.normed, n_rows);
     head.out = logits;
     head.row = row;
     head.epilogue = kernels::Epilogue::store_fp32;
-    norm_->fuse_into(head);
+    head.norm = norm_->split(pass.space);
     return kernels::fused_linear(head, pass.dtype, pass.stream);
   }
   norm_->forward(pass.space.normed, pass.x, nullptr, row, n_rows, pass.dtype, pass.stream);

@@ -76,7 +76,8 @@ class RmsNorm : public torch::nn::Module {
   RmsNorm(ParameterMaker& maker, const std::string& name, int64_t hidden, double eps);
 
   /// The product takes norm(x) instead of x.
-  void fuse_into(kernels::FusedLinear& product) const;
+  /// To go between fused products.
+  kernels::SplitNorm split(const Workspace& space) const;
 
   /// out = norm(x += delta); see kernels::rms_norm.
   void forward(void* out, void* x, const void* delta, const int32_t* row, int n_rows, DType dtype,
@@ -93,7 +94,8 @@ class Attention : public torch::nn::Module {
   /// space.normed -> space.delta
   void forward(const Pass& pass, const kernels::KvLayer& cache) const;
   /// pass.x += attention(norm(pass.x))
-  void forward_fused(const Pass& pass, const RmsNorm& norm, const kernels::KvLayer& cache) const;
+  void forward_fused(const Pass& pass, const kernels::SplitNorm& norm, const kernels::SplitNorm& next,
+                     const kernels::KvLayer& cache) const;
 
  private:
   /// space.qkv -> space.attended
@@ -112,7 +114,7 @@ class Mlp : public torch::nn::Module {
   /// space.normed -> space.delta
   void forward(const Pass& pass) const;
   /// pass.x += mlp(norm(pass.x))
-  void forward_fused(const Pass& pass, const RmsNorm& norm) const;
+  void forward_fused(const Pass& pass, const kernels::SplitNorm& norm, const kernels::SplitNorm& next) const;
 
  private:
   int intermediate_;
@@ -126,7 +128,9 @@ class DecoderLayer : public torch::nn::Module {
   /// Adds `delta` (of the layer before; null for the first) to pass.x, and leaves its own last addend in space.delta.
   void forward(const Pass& pass, const void* delta, const kernels::KvLayer& cache) const;
   /// The same with the additions done: there is no delta, neither before nor after.
-  void forward_fused(const Pass& pass, const kernels::KvLayer& cache) const;
+  /// `next`: the norm after this layer, null for none.
+  void forward_fused(const Pass& pass, const RmsNorm* next, const kernels::KvLayer& cache) const;
+  const RmsNorm& input_layernorm() const { return *input_layernorm_; }
 
  private:
   std::shared_ptr<RmsNorm> input_layernorm_, post_attention_layernorm_;

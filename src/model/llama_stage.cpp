@@ -232,6 +232,7 @@ void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers
     const int count = std::min(kHeadRows, n - first);
     if (rows > kHeadRows) {
       Pass pass = decode_pass(count, stream);
+      pass.fused = false;  // as the pass through the layers was not
       pass.x = static_cast<char*>(space.x) + hidden_bytes(first);
       modules.head(space.logits, pass, nullptr, count);
     }

@@ -14,6 +14,7 @@ Workspace make_workspace(const ModelConfig& config, const StageOptions& options,
   Workspace space;
   space.x = arena.take(row * config.hidden_size);
   space.normed = arena.take(row * config.hidden_size);
+  space.squares = arena.take<float>(sizeof(float) * kernels::kFusedRows * kernels::kNormParts);
   space.qkv = arena.take(row * (config.q_size() + 2 * config.kv_size()));
   space.attended = arena.take(row * config.q_size());
   space.gate_up = arena.take(row * 2 * config.intermediate_size);

@@ -12,7 +12,8 @@ namespace pipeinfer::model {
 /// All in the stage's dtype unless typed otherwise. T = max_tokens.
 struct Workspace {
   void* x = nullptr;         // [T, hidden]: the residual stream of the last stage and of graphs
-  void* normed = nullptr;    // [T, hidden]
+  void* normed = nullptr;    // [T, hidden]: norm(x), or of a fused pass x * norm weight
+  float* squares = nullptr;  // kernels::SplitNorm's, of a fused pass
   void* qkv = nullptr;       // [T, q + 2 kv]
   void* attended = nullptr;  // [T, q]
   void* gate_up = nullptr;   // [T, 2 intermediate]

@@ -124,19 +124,33 @@ enum class Epilogue : uint8_t {
   silu_mul,    // out [n_rows, n_out / 2] = silu(sum of row i of weight) * sum of row n_out / 2 + i
 };
 
+inline constexpr int kFusedRows = 16;  ///< most rows of a fused product
+inline constexpr int kNormParts = 512;  ///< most parts of a split norm
+
+/// An RMS norm (arXiv:1910.07467) between two fused products. Whoever writes x also writes x * weight, and the squares of
+/// x summed in parts, one a block; whoever multiplies that applies the other factor, 1 / sqrt(mean square + eps), one a
+/// row, to its sums. So neither waits for a kernel that does nothing else.
+struct SplitNorm {
+  const void* weight = nullptr;  // [n]; null: no norm
+  float eps = 0;
+  void* scaled = nullptr;    // [n_rows, n]: x * weight
+  float* squares = nullptr;  // [n_rows, kNormParts]
+};
+void split_norm(const void* x,  // [n_rows, n]
+                const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream);
+
 /// A product of few rows and what surrounds it in a decoder layer: sum = norm(x) * weight^T + bias.
 struct FusedLinear {
   void* out = nullptr;
-  const void* x = nullptr;            // [., n_in]
-  const int32_t* row = nullptr;       // [n_rows]: picks rows of x; null: the first
-  const void* weight = nullptr;       // [n_out, n_in]
-  const void* bias = nullptr;         // [n_out] or null
-  const void* norm_weight = nullptr;  // [n_in]: RMS norm of x with `eps`; null: x as it is
-  float eps = 0;
+  const void* x = nullptr;       // [., n_in]; with a norm its `scaled`
+  const int32_t* row = nullptr;  // [n_rows]: picks rows of x; null: the first
+  const void* weight = nullptr;  // [n_out, n_in]
+  const void* bias = nullptr;    // [n_out] or null
+  SplitNorm norm = {};           // of x
+  SplitNorm next = {};           // of out, with Epilogue::add
   int n_rows = 0, n_out = 0, n_in = 0;
   Epilogue epilogue = Epilogue::store;
 };
-inline constexpr int kFusedRows = 16;  ///< most rows
 
 /// Whether fused_linear runs products over n_in elements there: 16-bit types on a GPU of compute capability 8.0 and up.
 bool can_fuse_linear(int n_in, DType dtype, Device device);

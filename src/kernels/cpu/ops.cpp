@@ -13,7 +13,8 @@ const Ops& cpu_ops() {
       .decode_attention = cpu::decode_attention,
       .decode_workspace_bytes = cpu::decode_workspace_bytes,
       .silu_mul = cpu::silu_mul,
-      .linear_cuda = nullptr,  // both are refused by name before they get here
+      .linear_cuda = nullptr,  // these are refused by name before they get here
+      .split_norm = nullptr,
       .fused_linear = nullptr,
       .set_blocks = cpu::set_blocks,
       .open_slots = cpu::open_slots,

@@ -54,21 +54,39 @@ void allow_shared(void (*kernel)(P...), int bytes) {
              "cudaFuncSetAttribute");
 }
 
+/// Shared memory of a launch: the dynamic bytes of a block, and the percentage of the multiprocessor's that is to be shared
+/// memory and not L1 cache (-1: what the kernel's attributes say).
+struct SharedMemory {
+  size_t bytes;
+  int share;
+  SharedMemory(size_t bytes, int share = -1) : bytes(bytes), share(share) {}
+};
+/// For all kernels of a step of few tokens: decode attention, a block a multiprocessor, finds room, and loads that wait in
+/// the L1 cache find as much. One share for all, as above.
+inline constexpr int kFewTokensShare = 58;
+
 /// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through
 /// wait_for_previous() where the running code has that (sm_90 and newer).
 template <typename... P, typename... A>
-void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Stream& stream,
-                      A&&... args) {
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory shared,
+                      Stream& stream, A&&... args) {
+  cudaLaunchAttribute attributes[2]{};
+  unsigned n = 0;
+  if (code_version(kernel) >= 90) {  // code for sm_80 does not wait, wherever it runs
+    attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[n++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shared.share >= 0) {
+    attributes[n].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[n++].val.sharedMemCarveout = static_cast<unsigned>(shared.share);
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
-  config.dynamicSmemBytes = shared;
+  config.dynamicSmemBytes = shared.bytes;
   config.stream = native(stream);
-  config.attrs = &overlap;
-  config.numAttrs = code_version(kernel) >= 90 ? 1 : 0;  // code for sm_80 does not wait, wherever it runs
+  config.attrs = attributes;
+  config.numAttrs = n;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
   const char* name = "a kernel";
   if (status != cudaSuccess) cudaFuncGetName(&name, kernel);

@@ -64,6 +64,20 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// 16 bytes that are read once: they pass by the L1 cache. Zeros unless they are `there`, without a branch, for which a
+/// warp would wait.
+__device__ inline uint4 load_once(const void* from, bool there) {
+  uint4 v{};
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "{\n.reg .pred there;\nsetp.ne.b32 there, %5, 0;\n"
+      "@there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(from), "r"(static_cast<int>(there)));
+#endif
+  return v;
+}
+
 /// Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8, 16-byte aligned.
 __device__ inline void load_matrices(uint32_t (&to)[4], const void* row) {
 #if __CUDA_ARCH__ >= 750
@@ -207,56 +221,6 @@ __device__ inline void copy_rows(char* to, int pitch, const void* row, int bytes
         reinterpret_cast<const char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), r));
     for (int i = lane * 16; from && i < bytes; i += 32 * 16) copy_to_shared<16>(to + r * pitch + i, from + i);
   }
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
-#endif
-}
-
-/// One lane of the warp, always the same.
-__device__ inline bool elect() {
-  uint32_t elected = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
-#endif
-  return elected;
-}
-
-/// The same by arguments that are the same for all lanes: announce_copies of all bytes, any copy_block, close_copies.
-__device__ inline void announce_copies(Barrier* there, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  if (elect())
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
-                     shared_address(there)),
-                 "r"(bytes)
-                 : "memory");
-  __syncwarp();
-#endif
-}
-
-/// `n` rows of `bytes` (a multiple of 16, as all addresses are), every `stride` bytes, to every `pitch` bytes.
-__device__ inline void copy_block(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
-                                  Barrier* there) {
-#if __CUDA_ARCH__ >= 900
-  const bool elected = elect();
-  uint32_t place = shared_address(to);
-  const uint32_t barrier = shared_address(there);
-#pragma unroll 4
-  for (int row = 0; row < n; ++row, place += pitch, from += stride) {
-    if (elected)
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-              place),
-          "l"(from), "r"(bytes), "r"(barrier)
-          : "memory");
-  }
-#else
-  for (int row = 0; row < n; ++row)
-    for (int i = threadIdx.x % 32 * 16; i < bytes; i += 32 * 16)
-      copy_to_shared<16>(to + row * pitch + i, from + row * stride + i);
-#endif
-}
-
-__device__ inline void close_copies(Barrier* there) {
-#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
 #endif
 }

@@ -14,6 +14,7 @@ const Ops& cuda_ops() {
       .decode_workspace_bytes = cuda::decode_workspace_bytes,
       .silu_mul = cuda::silu_mul,
       .linear_cuda = cuda::linear_cuda,
+      .split_norm = cuda::split_norm,
       .fused_linear = cuda::fused_linear,
       .set_blocks = cuda::set_blocks,
       .open_slots = cuda::open_slots,

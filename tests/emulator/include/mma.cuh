@@ -75,6 +75,10 @@ inline uint32_t transpose(uint32_t pair) {
   return pair;
 }
 
+inline uint4 load_once(const void* from, bool there) {
+  return there ? *static_cast<const uint4*>(from) : uint4{};
+}
+
 inline float exp2_approximate(float x) { return exp2f(x); }
 
 template <int bytes>
@@ -101,16 +105,6 @@ inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* 
   __syncwarp();
   if (row) there->copy(to + lane * pitch, row, bytes);
 }
-inline void announce_copies(Barrier* there, int bytes) {
-  if (threadIdx.x % 32 == 0) there->arrive(bytes);
-  __syncwarp();
-}
-inline void copy_block(char* to, int pitch, const char* from, int64_t stride, int n, int bytes,
-                       Barrier* there) {
-  if (threadIdx.x % 32 != 0) return;
-  for (int row = 0; row < n; ++row) there->copy(to + row * pitch, from + row * stride, bytes);
-}
-inline void close_copies(Barrier*) {}
 inline void order_before_copies() {}
 
 }  // namespace pipeinfer::kernels::cuda
