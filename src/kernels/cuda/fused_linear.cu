@@ -36,18 +36,17 @@ struct Shape {
   static constexpr int kAhead = kHalves == 1 ? 7 : 2;
 };
 
-/// Blocks for a product of so many columns (or pairs of them).
-int grid_blocks(int n, Device device) {
-  return std::min({attribute(cudaDevAttrMultiProcessorCount, device) * kBlocksPerSm, kNormParts, n});
-}
+/// How n columns are dealt to blocks: in order, and evenly.
+struct Deal {
+  int n, blocks, each, more;  // the first `more` blocks have one more
 
-/// What block `block` of `blocks` has of n.
-struct Part {
-  int begin, n;
-  __device__ Part(int n_all, int block, int blocks) {
-    begin = static_cast<int>(int64_t{n_all} * block / blocks);
-    n = static_cast<int>(int64_t{n_all} * (block + 1) / blocks) - begin;
-  }
+  Deal(int n, Device device)
+      : n(n),
+        blocks(std::min({attribute(cudaDevAttrMultiProcessorCount, device) * kBlocksPerSm, kNormParts, n})),
+        each(n / blocks),
+        more(n % blocks) {}
+  __device__ int begin(int block) const { return block * each + min(block, more); }
+  __device__ int count(int block) const { return each + (block < more ? 1 : 0); }
 };
 
 /// x * norm weight. Half precision ends at 65504: the product may be beyond where the normalised one is not.
@@ -64,7 +63,7 @@ __device__ inline float neighbours_sum(float value, int n) {
 }
 
 template <typename T, int kHalves>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(FusedLinear p, int norm_parts) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(FusedLinear p, Deal deal, int norm_parts) {
   constexpr int kGroups = Shape<kHalves>::kGroups, kAhead = Shape<kHalves>::kAhead;
   constexpr int kTokens = 8 * kHalves, kRows = kGroups * kGroup;
   static_assert(kTokens * kRows <= kThreads);
@@ -72,23 +71,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
   __shared__ float factor[kTokens];  // of the norm
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be one for all lanes
+  const int block = static_cast<int>(blockIdx.x);
   const bool pairs = p.epilogue == Epilogue::silu_mul;
-  const int n_columns = pairs ? p.n_out / 2 : p.n_out;  // of out; of pairs, rows c and n_columns + c
   const int tile = pairs ? kRows / 2 : kRows;           // columns of out
-  const Part own(n_columns, blockIdx.x, gridDim.x);
   const int pieces = (p.n_in + kPiece - 1) / kPiece, begin = pieces * warp / kWarps,
             end = pieces * (warp + 1) / kWarps;
 
   // Weights come in the order in which they are used: tile by tile, of each the warp's pieces, kAhead at a time.
   const int64_t next_group = int64_t{kGroup} * p.n_in,
-                second_half = (pairs ? int64_t{n_columns} : kRows / 2) * p.n_in;
-  const T* from = static_cast<const T*>(p.weight) + int64_t{own.begin + lane / 8} * p.n_in + begin * kPiece +
-                  lane % 8 * 8;
-  int piece = begin;             // of the next to ask for
-  int left = own.n - lane / 8;  // rows of the block from this lane's in the tile on
+                second_half = (pairs ? int64_t{deal.n} : kRows / 2) * p.n_in;
+  const int limit = min(end * kPiece, p.n_in) - lane % 8 * 8;
+  const T* const weight = static_cast<const T*>(p.weight) + int64_t{deal.begin(block) + lane / 8} * p.n_in + lane % 8 * 8;
   uint4 w[kAhead][kGroups];
-  const auto fetch = [&](int i) {
-    const bool there = piece + i < end && (piece + i) * kPiece + lane % 8 * 8 < p.n_in;
+  const auto fetch = [&](int i, const T* from, int piece, int left) {
+    const bool there = (piece + i) * kPiece < limit;
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
       const int half = j / (kGroups / 2), group = j % (kGroups / 2);
@@ -96,17 +92,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
                           there && group * kGroup + (pairs ? 0 : half * kRows / 2) < left);
     }
   };
-  const auto advance = [&] {
-    piece += kAhead;
-    from += kAhead * kPiece;
-    if (piece < end) return;
-    from += int64_t{tile} * p.n_in - (piece - begin) * kPiece;
-    piece = begin;
-    left -= tile;
-  };
+  const auto start = [&](int first, int piece) { return weight + int64_t{first} * p.n_in + piece * kPiece; };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) fetch(i);
-  advance();
+  for (int i = 0; i < kAhead; ++i) fetch(i, start(0, begin), begin, deal.count(block) - lane / 8);
   let_next_start();
   wait_for_previous();
 
@@ -117,15 +105,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
   for (int h = 0; h < kHalves; ++h)
     x[h] = static_cast<const T*>(p.x) + int64_t{x_row(min(g + 8 * h, p.n_rows - 1))} * p.n_in;
   const auto read = [&](const T* row, int piece, int half) {
-    const int k = piece * kPiece + half * (kPiece / 2) + t * 8;
-    return *reinterpret_cast<const uint4*>(row + (piece < end && k < p.n_in ? k : 0));
+    return *reinterpret_cast<const uint4*>(row + min(piece * kPiece + half * (kPiece / 2) + t * 8, p.n_in - 8));
   };
 
-  const int token = threadIdx.x / tile, column = threadIdx.x % tile;  // what this thread writes of a tile
   float square = 0;                                                   // of what it has written
-  for (int first = 0, buffer = 0; first < own.n; first += tile, buffer ^= 1) {
+  for (int first = 0; first < deal.count(block); first += tile) {
     float sums[kGroups][kHalves][4] = {};
     for (int now = begin; now < end; now += kAhead) {
+      const bool last = now + kAhead >= end;
+      const int next_first = last ? first + tile : first, next = last ? begin : now + kAhead;
+      const T* const from = start(next_first, next);
+      const int left = deal.count(block) - next_first - lane / 8;
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         uint4 a[kHalves][2];
@@ -146,18 +136,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
           for (int h = 0; h < kHalves; ++h)
             mma_16x8x16<T>(sums[j][h], {a[h][0].z, a[h][1].z, a[h][0].w, a[h][1].w}, {w[i][j].z, w[i][j].w});
         }
-        fetch(i);
+        fetch(i, from, next, left);
       }
-      advance();
     }
 
-    const bool writes = token < p.n_rows && first + column < own.n;
-    const int at = own.begin + first + column;
-    const int64_t place = int64_t{token} * n_columns + at;
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    const int token = thread / tile, column = thread % tile;
+    const bool writes = token < p.n_rows && first + column < deal.count(block);
+    const int at = deal.begin(block) + first + column;
+    const int64_t place = int64_t{token} * deal.n + at;
     float base = 0, base_up = 0;
     if (writes && p.bias) {
       base = to_float(static_cast<const T*>(p.bias)[at]);
-      if (pairs) base_up = to_float(static_cast<const T*>(p.bias)[n_columns + at]);
+      if (pairs) base_up = to_float(static_cast<const T*>(p.bias)[deal.n + at]);
     }
     if (writes && p.epilogue == Epilogue::add) base += to_float(static_cast<const T*>(p.out)[place]);
     if (first == 0 && p.norm.weight) {
@@ -173,14 +165,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
     for (int h = 0; h < kHalves; ++h) {
 #pragma unroll
       for (int j = 0; j < kGroups; ++j)
-        parts[buffer][warp][g + 8 * h][j * kGroup + t] = sums[j][h][0] + sums[j][h][3];
+        parts[first / tile % 2][warp][g + 8 * h][j * kGroup + t] = sums[j][h][0] + sums[j][h][3];
     }
     __syncthreads();
     if (!writes) continue;
     const auto total = [&](int row) {
       float sum = 0;
 #pragma unroll
-      for (int i = 0; i < kWarps; ++i) sum += parts[buffer][i][token][row];
+      for (int i = 0; i < kWarps; ++i) sum += parts[first / tile % 2][i][token][row];
       return p.norm.weight ? factor[token] * sum : sum;
     };
     const float value = total(column) + base;
@@ -206,22 +198,23 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
     }
   }
   if (!p.next.weight) return;
+  const int token = threadIdx.x / tile, column = threadIdx.x % tile;
   square = neighbours_sum(square, tile);
   if (column == 0 && token < p.n_rows) p.next.squares[token * kNormParts + blockIdx.x] = square;
 }
 
 /// A block for each row, its warps part by part.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitNorm norm, int n, int parts) {
+__global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitNorm norm, Deal deal) {
   wait_for_previous();
   const int lane = threadIdx.x % 32;
-  const int64_t row = int64_t{blockIdx.x} * n;
-  for (int part = static_cast<int>(threadIdx.x) / 32; part < parts; part += kWarps) {
-    const Part own(n, part, parts);
+  const int64_t row = int64_t{blockIdx.x} * deal.n;
+  for (int part = static_cast<int>(threadIdx.x) / 32; part < deal.blocks; part += kWarps) {
     float square = 0;
-    for (int i = own.begin + lane; i < own.begin + own.n; i += 32) {
-      const float v = to_float(x[row + i]);
-      static_cast<T*>(norm.scaled)[row + i] = scaled<T>(v, norm.weight, i);
+    for (int i = lane; i < deal.count(part); i += 32) {
+      const int column = deal.begin(part) + i;
+      const float v = to_float(x[row + column]);
+      static_cast<T*>(norm.scaled)[row + column] = scaled<T>(v, norm.weight, column);
       square += v * v;
     }
     square = neighbours_sum(square, 32);
@@ -244,17 +237,17 @@ void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType d
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
     launch_dependent(split_norm_kernel<T>, n_rows, kThreads, {0, kSharedShare}, stream,
-                     static_cast<const T*>(x), norm, n, grid_blocks(n, stream.device()));
+                     static_cast<const T*>(x), norm, Deal(n, stream.device()));
   });
 }
 
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
-  const int columns = p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out;
+  const Deal deal(p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out, stream.device());
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
     launch_dependent(p.n_rows <= 8 ? fused_linear_kernel<T, 1> : fused_linear_kernel<T, 2>,
-                     grid_blocks(columns, stream.device()), kThreads, {0, kSharedShare}, stream, p,
-                     grid_blocks(p.n_in, stream.device()));
+                     deal.blocks, kThreads, {0, kSharedShare}, stream, p, deal,
+                     Deal(p.n_in, stream.device()).blocks);
   });
 }
 
