@@ -125,7 +125,7 @@ enum class Epilogue : uint8_t {
 };
 
 inline constexpr int kFusedRows = 16;  ///< most rows of a fused product
-inline constexpr int kNormParts = 512;  ///< most parts of a split norm
+inline constexpr int kNormParts = 320;  ///< most parts of a split norm
 
 /// An RMS norm (arXiv:1910.07467) between two fused products. Whoever writes x also writes x * weight, and the squares of
 /// x summed in parts, one a block; whoever multiplies that applies the other factor, 1 / sqrt(mean square + eps), one a
@@ -142,8 +142,7 @@ void split_norm(const void* x,  // [n_rows, n]
 /// A product of few rows and what surrounds it in a decoder layer: sum = norm(x) * weight^T + bias.
 struct FusedLinear {
   void* out = nullptr;
-  const void* x = nullptr;       // [., n_in]; with a norm its `scaled`
-  const int32_t* row = nullptr;  // [n_rows]: picks rows of x; null: the first
+  const void* x = nullptr;       // [n_rows, n_in]; with a norm its `scaled`
   const void* weight = nullptr;  // [n_out, n_in]
   const void* bias = nullptr;    // [n_out] or null
   SplitNorm norm = {};           // of x

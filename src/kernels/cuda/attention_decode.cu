@@ -260,18 +260,14 @@ bool launch(const Problem<T>& p, int blocks, Stream& stream) {
       shared > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()))
     return false;
   allow_shared(kernel, shared);
-  launch_dependent(kernel, blocks, kThreads, {static_cast<size_t>(shared), few(p.tokens) ? kFewTokensShare : -1}, stream,
+  // Few blocks leave what they can of the L1 cache to the products around them.
+  const bool few = blocks <= attribute(cudaDevAttrMultiProcessorCount, stream.device());
+  launch_dependent(kernel, blocks, kThreads, {static_cast<size_t>(shared), few ? kSmallShare : -1}, stream,
                    p);
   return true;
 }
 
 }  // namespace
-
-int decode::grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most, Device device) {
-  const int64_t pieces = int64_t{tokens.n_single} * grouping.items * pieces_of(octets_of(tokens.max_context));
-  if (few(tokens)) most = std::min(most, attribute(cudaDevAttrMultiProcessorCount, device));
-  return static_cast<int>(std::min<int64_t>(most, pieces));
-}
 
 int decode::most_blocks(Device device, const Grouping& grouping, int head_dim) {
   constexpr int kReserved = 1 << 10;  // bytes of shared memory that every block takes beside its own
@@ -306,7 +302,7 @@ void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTab
           .reciprocal = static_cast<uint32_t>((int64_t{1} << 31) / (cache.block_size / kOctet)) + 1,
           .scale = scale * 1.44269504f};
       with_head_dim(cache.head_dim,
-                    [&](auto d) { done = launch<T, d()>(p, grid_blocks(tokens, grouping, most, stream.device()), stream); });
+                    [&](auto d) { done = launch<T, d()>(p, grid_blocks(tokens, grouping, most), stream); });
     }
   });
   if (done) return;

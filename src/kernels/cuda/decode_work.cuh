@@ -78,8 +78,9 @@ struct Layout {
 /// Most blocks of a launch: as many as are resident at once.
 int most_blocks(Device device, const Grouping& grouping, int head_dim);
 /// Of the launch for these tokens, whatever their positions are.
-int grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most, Device device);
-/// Whether the step's products are fused: then there is a block a multiprocessor at most, for theirs to find room beside.
-inline bool few(const TokenTable& tokens) { return tokens.n_single <= kFusedRows; }
+inline int grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most) {
+  const int64_t pieces = int64_t{tokens.n_single} * grouping.items * pieces_of(octets_of(tokens.max_context));
+  return static_cast<int>(std::min<int64_t>(most, pieces));
+}
 
 }  // namespace pipeinfer::kernels::cuda::decode

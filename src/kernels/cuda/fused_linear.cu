@@ -24,9 +24,6 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kBlocksPerSm = 2;
 constexpr int kGroup = 4;   // rows of the weight of which a warp's 16-byte loads take
 constexpr int kPiece = 64;  // columns
-/// Percent of a multiprocessor's memory that are shared: what decode attention takes for few tokens, and not more, because
-/// loads under way take L1 cache. All kernels of a step ask for the same: to change it, a multiprocessor must be empty.
-constexpr int kSharedShare = kFewTokensShare;
 
 /// How much a block has in registers, of which two blocks share a multiprocessor's: groups of rows that make a tile (with
 /// pairs, half of them are the gate's and half the up's), and pieces that are asked for ahead.
@@ -49,6 +46,22 @@ struct Deal {
   __device__ int count(int block) const { return each + (block < more ? 1 : 0); }
 };
 
+/// What a thread writes of the tile that begins with the block's column `first`.
+struct Place {
+  int token, column;
+  bool there;
+
+  __device__ Place(const FusedLinear& p, const Deal& deal, int first, int tile) {
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // computed anew: registers are scarce
+    const int block = static_cast<int>(blockIdx.x);
+    token = thread >> (__ffs(tile) - 1);
+    column = deal.begin(block) + first + (thread & (tile - 1));
+    there = token < p.n_rows && column < deal.begin(block + 1);
+  }
+  __device__ int64_t index(const Deal& deal) const { return int64_t{token} * deal.n + column; }
+};
+
 /// x * norm weight. Half precision ends at 65504: the product may be beyond where the normalised one is not.
 template <typename T>
 __device__ inline T scaled(float x, const void* weight, int column) {
@@ -63,17 +76,21 @@ __device__ inline float neighbours_sum(float value, int n) {
 }
 
 template <typename T, int kHalves>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(FusedLinear p, Deal deal, int norm_parts) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    fused_linear_kernel(FusedLinear p, Deal deal, int norm_parts) {
   constexpr int kGroups = Shape<kHalves>::kGroups, kAhead = Shape<kHalves>::kAhead;
   constexpr int kTokens = 8 * kHalves, kRows = kGroups * kGroup;
   static_assert(kTokens * kRows <= kThreads);
   __shared__ float parts[2][kWarps][kTokens][kRows + 1];
   __shared__ float factor[kTokens];  // of the norm
+  extern __shared__ uint4 shared[];
+  uint32_t* const residual = reinterpret_cast<uint32_t*>(shared);    // [kThreads], what is added to out
+  float* const squares = reinterpret_cast<float*>(shared) + kThreads;  // [n_rows, kNormParts], with a norm
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be one for all lanes
   const int block = static_cast<int>(blockIdx.x);
   const bool pairs = p.epilogue == Epilogue::silu_mul;
-  const int tile = pairs ? kRows / 2 : kRows;           // columns of out
+  const int tile = pairs ? kRows / 2 : kRows;  // columns of out
   const int pieces = (p.n_in + kPiece - 1) / kPiece, begin = pieces * warp / kWarps,
             end = pieces * (warp + 1) / kWarps;
 
@@ -81,7 +98,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
   const int64_t next_group = int64_t{kGroup} * p.n_in,
                 second_half = (pairs ? int64_t{deal.n} : kRows / 2) * p.n_in;
   const int limit = min(end * kPiece, p.n_in) - lane % 8 * 8;
-  const T* const weight = static_cast<const T*>(p.weight) + int64_t{deal.begin(block) + lane / 8} * p.n_in + lane % 8 * 8;
+  const T* const weight =
+      static_cast<const T*>(p.weight) + int64_t{deal.begin(block) + lane / 8} * p.n_in + lane % 8 * 8;
   uint4 w[kAhead][kGroups];
   const auto fetch = [&](int i, const T* from, int piece, int left) {
     const bool there = (piece + i) * kPiece < limit;
@@ -99,17 +117,38 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
   wait_for_previous();
 
   // Of tokens that are not there, any other. Where there are no columns any more, others: their weights are 0.
-  const auto x_row = [&](int token) { return p.row ? p.row[token] : token; };
   const T* x[kHalves];
 #pragma unroll
   for (int h = 0; h < kHalves; ++h)
-    x[h] = static_cast<const T*>(p.x) + int64_t{x_row(min(g + 8 * h, p.n_rows - 1))} * p.n_in;
+    x[h] = static_cast<const T*>(p.x) + int64_t{min(g + 8 * h, p.n_rows - 1)} * p.n_in;
   const auto read = [&](const T* row, int piece, int half) {
-    return *reinterpret_cast<const uint4*>(row + min(piece * kPiece + half * (kPiece / 2) + t * 8, p.n_in - 8));
+    return *reinterpret_cast<const uint4*>(row +
+                                           min(piece * kPiece + half * (kPiece / 2) + t * 8, p.n_in - 8));
   };
 
-  float square = 0;                                                   // of what it has written
+  // A lane adds what it has copied. Copies and not loads, here and below: who waits for one load waits for all.
+  const auto each_square = [&](int token, auto&& f) {  // f(the first of four)
+#pragma unroll
+    for (int k = lane * 4; k < kNormParts; k += 32 * 4) {
+      if (k < norm_parts) f(token * kNormParts + k);
+    }
+  };
+  if (p.norm.weight) {
+#pragma unroll
+    for (int i = warp; i < kTokens; i += kWarps) {
+      if (i < p.n_rows) each_square(i, [&](int k) { copy_to_shared<16>(squares + k, p.norm.squares + k); });
+    }
+  }
+
+  float square = 0;  // of what it has written
   for (int first = 0; first < deal.count(block); first += tile) {
+    if (p.epilogue == Epilogue::add) {
+      const Place at(p, deal, first, tile);
+      const int64_t word = at.index(deal) / 2;  // copies are of 4 bytes at least
+      if (at.there) copy_to_shared<4>(residual + threadIdx.x, static_cast<const uint32_t*>(p.out) + word);
+    }
+    commit_copies();
+
     float sums[kGroups][kHalves][4] = {};
     for (int now = begin; now < end; now += kAhead) {
       const bool last = now + kAhead >= end;
@@ -140,23 +179,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
       }
     }
 
-    int thread = threadIdx.x;
-    asm volatile("" : "+r"(thread));
-    const int token = thread / tile, column = thread % tile;
-    const bool writes = token < p.n_rows && first + column < deal.count(block);
-    const int at = deal.begin(block) + first + column;
-    const int64_t place = int64_t{token} * deal.n + at;
-    float base = 0, base_up = 0;
-    if (writes && p.bias) {
-      base = to_float(static_cast<const T*>(p.bias)[at]);
-      if (pairs) base_up = to_float(static_cast<const T*>(p.bias)[deal.n + at]);
-    }
-    if (writes && p.epilogue == Epilogue::add) base += to_float(static_cast<const T*>(p.out)[place]);
+    const Place at(p, deal, first, tile);
+    wait_copies<0>();
     if (first == 0 && p.norm.weight) {
       for (int i = warp; i < p.n_rows; i += kWarps) {
-        const float* const squares = p.norm.squares + x_row(i) * kNormParts;
         float sum = 0;
-        for (int k = lane; k < norm_parts; k += 32) sum += squares[k];
+        each_square(i, [&](int k) {
+          for (int j = 0; j < 4; ++j) sum += k % kNormParts + j < norm_parts ? squares[k + j] : 0;
+        });
         sum = neighbours_sum(sum, 32);
         if (lane == 0) factor[i] = rsqrtf(sum / p.n_in + p.norm.eps);
       }
@@ -165,18 +195,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
     for (int h = 0; h < kHalves; ++h) {
 #pragma unroll
       for (int j = 0; j < kGroups; ++j)
-        parts[first / tile % 2][warp][g + 8 * h][j * kGroup + t] = sums[j][h][0] + sums[j][h][3];
+        parts[(first & tile) != 0][warp][g + 8 * h][j * kGroup + t] = sums[j][h][0] + sums[j][h][3];
     }
     __syncthreads();
-    if (!writes) continue;
+    if (!at.there) continue;
     const auto total = [&](int row) {
       float sum = 0;
 #pragma unroll
-      for (int i = 0; i < kWarps; ++i) sum += parts[first / tile % 2][i][token][row];
-      return p.norm.weight ? factor[token] * sum : sum;
+      for (int i = 0; i < kWarps; ++i) sum += parts[(first & tile) != 0][i][at.token][row];
+      return p.norm.weight ? factor[at.token] * sum : sum;
     };
-    const float value = total(column) + base;
+    const int row = at.column - deal.begin(block) - first;  // of the tile
+    const int64_t place = at.index(deal);
     T* const out = static_cast<T*>(p.out) + place;
+    float value = total(row);
+    if (p.bias) value += to_float(static_cast<const T*>(p.bias)[at.column]);
     switch (p.epilogue) {
       case Epilogue::store:
         *out = from_float<T>(value);
@@ -184,23 +217,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(Fu
       case Epilogue::store_fp32:
         static_cast<float*>(p.out)[place] = value;
         break;
-      case Epilogue::silu_mul:
-        *out = from_float<T>(value / (1 + expf(-value)) * (total(kRows / 2 + column) + base_up));
+      case Epilogue::silu_mul: {
+        const float up_bias = p.bias ? to_float(static_cast<const T*>(p.bias)[deal.n + at.column]) : 0;
+        *out = from_float<T>(value / (1 + expf(-value)) * (total(kRows / 2 + row) + up_bias));
         break;
+      }
       case Epilogue::add: {
-        const T rounded = from_float<T>(value);
+        T pair[2];
+        memcpy(pair, residual + threadIdx.x, sizeof pair);
+        const T rounded = from_float<T>(value + to_float(pair[place % 2]));
         const float v = to_float(rounded);
         *out = rounded;
-        if (p.next.weight) static_cast<T*>(p.next.scaled)[place] = scaled<T>(v, p.next.weight, at);
+        if (p.next.weight) static_cast<T*>(p.next.scaled)[place] = scaled<T>(v, p.next.weight, at.column);
         square += v * v;
         break;
       }
     }
   }
   if (!p.next.weight) return;
-  const int token = threadIdx.x / tile, column = threadIdx.x % tile;
   square = neighbours_sum(square, tile);
-  if (column == 0 && token < p.n_rows) p.next.squares[token * kNormParts + blockIdx.x] = square;
+  const int token = static_cast<int>(threadIdx.x) / tile;
+  if (threadIdx.x % tile == 0 && token < p.n_rows) p.next.squares[token * kNormParts + blockIdx.x] = square;
 }
 
 /// A block for each row, its warps part by part.
@@ -236,7 +273,7 @@ void with_16_bits(DType dtype, F&& f) {
 void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
-    launch_dependent(split_norm_kernel<T>, n_rows, kThreads, {0, kSharedShare}, stream,
+    launch_dependent(split_norm_kernel<T>, n_rows, kThreads, {0, kSmallShare}, stream,
                      static_cast<const T*>(x), norm, Deal(n, stream.device()));
   });
 }
@@ -245,9 +282,9 @@ void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   const Deal deal(p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out, stream.device());
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
-    launch_dependent(p.n_rows <= 8 ? fused_linear_kernel<T, 1> : fused_linear_kernel<T, 2>,
-                     deal.blocks, kThreads, {0, kSharedShare}, stream, p, deal,
-                     Deal(p.n_in, stream.device()).blocks);
+    const size_t shared = (kThreads + (p.norm.weight ? p.n_rows * kNormParts : 0)) * 4;
+    launch_dependent(p.n_rows <= 8 ? fused_linear_kernel<T, 1> : fused_linear_kernel<T, 2>, deal.blocks,
+                     kThreads, {shared, kSmallShare}, stream, p, deal, Deal(p.n_in, stream.device()).blocks);
   });
 }
 

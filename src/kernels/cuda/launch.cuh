@@ -44,7 +44,7 @@ int code_version(void (*kernel)(P...)) {
 }
 
 /// Lets a kernel have so much dynamic shared memory. A multiprocessor that holds kernels of a chain side by side cannot
-/// change its share of shared memory between them: so all ask for the most.
+/// change its share of shared memory between them: so these ask for the most.
 template <typename... P>
 void allow_shared(void (*kernel)(P...), int bytes) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
@@ -61,15 +61,14 @@ struct SharedMemory {
   int share;
   SharedMemory(size_t bytes, int share = -1) : bytes(bytes), share(share) {}
 };
-/// For all kernels of a step of few tokens: decode attention, a block a multiprocessor, finds room, and loads that wait in
-/// the L1 cache find as much. One share for all, as above.
-inline constexpr int kFewTokensShare = 58;
+/// Where loads under way are many: they wait in the L1 cache.
+inline constexpr int kSmallShare = 25;
 
 /// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through
 /// wait_for_previous() where the running code has that (sm_90 and newer).
 template <typename... P, typename... A>
-void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory shared,
-                      Stream& stream, A&&... args) {
+void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory shared, Stream& stream,
+                      A&&... args) {
   cudaLaunchAttribute attributes[2]{};
   unsigned n = 0;
   if (code_version(kernel) >= 90) {  // code for sm_80 does not wait, wherever it runs
