@@ -251,9 +251,10 @@ void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
 }
 
 void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const {
-  if (pass.fused && !row) {
+  if (pass.fused) {
     kernels::FusedLinear head = lm_head_->fused(pass.space.normed, n_rows);
     head.out = logits;
+    head.row = row;
     head.epilogue = kernels::Epilogue::store_fp32;
     head.norm = norm_->split(pass.space);
     return kernels::fused_linear(head, pass.dtype, pass.stream);

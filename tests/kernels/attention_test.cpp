@@ -305,11 +305,15 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
   for (Shape shape : kShapes) {
     for (DType dtype : kDTypes) {
       ++case_number;
-      // Few tokens, whose contexts are cut into pieces, and more that are dealt out evenly, on GPUs of any size
-      const int many = is_emulated() ? 19 : 73;
-      const int n = std::array{1, 6, many}[(case_number + case_number / 3) % 3], padding = integer(0, 2);
+      // Few tokens, whose contexts are cut into pieces; more that are dealt out evenly, on GPUs of any size; and as many
+      // of one length as make an item for each warp, or one less
+      const int many = is_emulated() ? 19 : 73, group = shape.n_heads / shape.n_kv_heads;
+      const int items = shape.n_kv_heads * ((group + 7) / 8);
+      const int even = (device_info(kDevice).multiprocessors * 8 - case_number % 2) / items;
+      const int kind = case_number % 4;
+      const int n = std::array{1, 6, many, even}[kind], padding = kind == 3 ? 0 : integer(0, 2);
       shape.dtype = dtype;
-      shape.context = n == many ? 60 : is_emulated() ? 600 : 1100;
+      shape.context = kind >= 2 ? 60 : is_emulated() ? 600 : 1100;
       shape.slots = n + 2;
       start(shape);
       const int d = shape.head_dim, null_slot = n, other_slot = n + 1;
@@ -325,12 +329,13 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
       fill_async(workspace.data(), 0, workspace.bytes(), stream_);
 
       Step step;  // contexts on both sides of the kernel's tiles and splits
-      for (int slot = 0; slot < n; ++slot) step.row(slot, integer(0, shape.context - 4), 1);
-      if (n > 1) {
+      const auto position = [&] { return kind == 3 ? integer(40, 44) : integer(0, shape.context - 4); };
+      for (int slot = 0; slot < n; ++slot) step.row(slot, position(), 1);
+      if (kind == 1 || kind == 2) {
         step.position[0] = 0;
         step.position[1] = 8 * integer(1, shape.context / 8 - 1) - 2;
       }
-      if (n == 6) step.position[2] = 256 * integer(1, shape.context / 256) - 2;
+      if (kind == 1) step.position[2] = 256 * integer(1, shape.context / 256) - 2;
       for (int i = 0; i < padding; ++i) step.row(null_slot, 0, 1);
       step.row(other_slot, 3, 2);  // not to be touched
       step.n_single = n + padding;

@@ -72,24 +72,28 @@ TEST_F(Linear, RefusesAnotherOutputType) {
 class FusedLinearTest : public KernelTest {
  protected:
   // A product with everything around it as `p` says (its pointers are set here), against the same in double.
-  void check(FusedLinear p, DType dtype, bool norm, bool bias) {
+  void check(FusedLinear p, DType dtype, bool norm, bool bias, bool pick) {
+    const int x_rows = pick ? p.n_rows + 5 : p.n_rows;
     const bool pairs = p.epilogue == Epilogue::silu_mul;
     const int columns = pairs ? p.n_out / 2 : p.n_out;
     const DType out_dtype = p.epilogue == Epilogue::store_fp32 ? DType::fp32 : dtype;
-    const Tensor x = random(dtype, size_t(p.n_rows) * p.n_in),
+    const Tensor x = random(dtype, size_t(x_rows) * p.n_in),
                  weight = random(dtype, size_t(p.n_out) * p.n_in, 1 / std::sqrt(float(p.n_in))),
                  biases = random(dtype, p.n_out), norms = random(dtype, p.n_in);
     Tensor out(out_dtype, size_t(p.n_rows) * columns, stream_);
     if (p.epilogue == Epilogue::add) out.write(normal(size_t(p.n_rows) * columns), stream_);
+    std::vector<int32_t> rows;
+    for (int i = 0; i < p.n_rows; ++i) rows.push_back(pick ? integer(0, x_rows - 1) : i);
+    const auto row = upload(rows);
     const std::vector<float> a = x.read(stream_), b = weight.read(stream_), c = biases.read(stream_),
                              d = norms.read(stream_), before = out.read(stream_);
     p.out = out.data();
     p.x = x.data();
+    p.row = pick ? row.data() : nullptr;
     p.weight = weight.data();
     p.bias = bias ? biases.data() : nullptr;
-    Tensor scaled(dtype, size_t(p.n_rows) * p.n_in, stream_),
-        next(dtype, size_t(p.n_rows) * p.n_out, stream_);
-    Tensor squares(DType::fp32, size_t(p.n_rows) * kNormParts, stream_),
+    Tensor scaled(dtype, size_t(x_rows) * p.n_in, stream_), next(dtype, size_t(p.n_rows) * p.n_out, stream_);
+    Tensor squares(DType::fp32, size_t(x_rows) * kNormParts, stream_),
         next_squares(DType::fp32, size_t(p.n_rows) * kNormParts, stream_);
     const auto split = [](const Tensor& weight, Tensor& scaled, Tensor& squares) {
       return SplitNorm{.weight = weight.data(),
@@ -100,14 +104,14 @@ class FusedLinearTest : public KernelTest {
     if (norm) {
       p.norm = split(norms, scaled, squares);
       p.x = scaled.data();
-      split_norm(x.data(), p.norm, p.n_rows, p.n_in, dtype, stream_);
+      split_norm(x.data(), p.norm, x_rows, p.n_in, dtype, stream_);
     }
     if (p.epilogue == Epilogue::add) p.next = split(biases, next, next_squares);
     fused_linear(p, dtype, stream_);
 
     std::vector<double> expected;
     for (int i = 0; i < p.n_rows; ++i) {
-      const float* from = &a[size_t(i) * p.n_in];
+      const float* from = &a[size_t(rows[i]) * p.n_in];
       const double squares = std::inner_product(from, from + p.n_in, from, 0.0);
       const double scale = norm ? 1 / std::sqrt(squares / p.n_in + 1e-6) : 1;
       std::vector<double> sums;
@@ -122,8 +126,9 @@ class FusedLinearTest : public KernelTest {
                            : p.epilogue == Epilogue::add ? before[expected.size()] + sums[j]
                                                          : sums[j]);
     }
-    const std::string what = cat(dtype_name(dtype), " ", p.n_rows, " x ", p.n_out, " x ", p.n_in,
-                                 ", epilogue ", int(p.epilogue), norm ? ", norm" : "", bias ? ", bias" : "");
+    const std::string what =
+        cat(dtype_name(dtype), " ", p.n_rows, " x ", p.n_out, " x ", p.n_in, ", epilogue ", int(p.epilogue),
+            norm ? ", norm" : "", bias ? ", bias" : "", pick ? ", picked rows" : "");
     // x * norm weight is rounded too.
     const std::vector<float> result = out.read(stream_);
     expect_near(result, expected, 4 * tolerance(norm ? dtype : out_dtype), what, 2);
@@ -168,7 +173,7 @@ TEST_F(FusedLinearTest, EqualsTheSameInDouble) {
       if (is_emulated() && size.out * size.in > 1000000) continue;
       for (Epilogue epilogue : {Epilogue::store, Epilogue::store_fp32, Epilogue::add, Epilogue::silu_mul}) {
         FusedLinear p{.n_rows = size.rows, .n_out = size.out, .n_in = size.in, .epilogue = epilogue};
-        check(p, dtype, integer(0, 1), integer(0, 1));
+        check(p, dtype, integer(0, 1), integer(0, 1), integer(0, 1));
       }
     }
 }

@@ -124,7 +124,7 @@ enum class Epilogue : uint8_t {
   silu_mul,    // out [n_rows, n_out / 2] = silu(sum of row i of weight) * sum of row n_out / 2 + i
 };
 
-inline constexpr int kFusedRows = 16;  ///< most rows of a fused product
+inline constexpr int kFusedRows = 16;   ///< most rows of a fused product
 inline constexpr int kNormParts = 320;  ///< most parts of a split norm
 
 /// An RMS norm (arXiv:1910.07467) between two fused products. Whoever writes x also writes x * weight, and the squares of
@@ -142,7 +142,8 @@ void split_norm(const void* x,  // [n_rows, n]
 /// A product of few rows and what surrounds it in a decoder layer: sum = norm(x) * weight^T + bias.
 struct FusedLinear {
   void* out = nullptr;
-  const void* x = nullptr;       // [n_rows, n_in]; with a norm its `scaled`
+  const void* x = nullptr;       // [., n_in]; with a norm its `scaled`
+  const int32_t* row = nullptr;  // [n_rows]: picks rows of x; null: the first
   const void* weight = nullptr;  // [n_out, n_in]
   const void* bias = nullptr;    // [n_out] or null
   SplitNorm norm = {};           // of x

@@ -10,14 +10,14 @@ namespace {
 constexpr int kPrepareWarps = 8;
 constexpr int kPrepareThreads = kPrepareWarps * 32;
 
-/// Sums `weight(octets)` over a warp's rows.
-template <typename Weight>
-__device__ int sum_rows(const TokenTable& tokens, Weight weight) {
-  int sum = 0;
+/// `weight(octets)` of all rows, reduced by a warp: known to all its lanes.
+template <typename Weight, typename Op>
+__device__ int reduce_rows(const TokenTable& tokens, Weight weight, Op op) {
+  int all = 0;
   for (int row = threadIdx.x % 32; row < tokens.n_single; row += 32)
-    sum += weight(octets_of(tokens.position[row] + 1));
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-  return sum;
+    all = op(all, weight(octets_of(tokens.position[row] + 1)));
+  for (int offset = 16; offset > 0; offset /= 2) all = op(all, __shfl_xor_sync(~0u, all, offset));
+  return all;
 }
 
 /// A place in the list of all rows' items, each weight(octets) units: its row and item, and its unit in the item.
@@ -56,13 +56,17 @@ __device__ Place find(const TokenTable& tokens, int items, int target, Weight we
 }
 
 /// A warp finds share number `index` of `blocks` * kWarps. Where items cut into pieces of up to kPiece octets do not fill
-/// the grid, a block takes a piece; else all warps take equally many octets, in order, whatever the contexts' lengths are
-/// (as in Stream-K, Osama et al. 2023, arXiv:2301.03598).
+/// the grid, a block takes a piece. Where contexts are about as long and come out even, a warp takes whole items, of which
+/// nothing is to be joined. Else all warps take equally many octets, in order, whatever the contexts' lengths are (as in
+/// Stream-K, Osama et al. 2023, arXiv:2301.03598).
 __device__ Share deal(const TokenTable& tokens, int items, int blocks, int index) {
   const auto in_octets = [](int octets) { return octets; };
   const auto in_pieces = [](int octets) { return pieces_of(octets); };
   const int block = index / kWarps, warp = index % kWarps;
-  const int pieces = sum_rows(tokens, in_pieces) * items;
+  const int pieces = reduce_rows(tokens, in_pieces, Sum()) * items;
+  const int64_t total = int64_t{reduce_rows(tokens, in_octets, Sum())} * items;
+  const int longest = reduce_rows(tokens, in_octets, Max());
+  const int n_items = tokens.n_single * items, warps = blocks * kWarps, each = (n_items + warps - 1) / warps;
   Share share{};
   share.last_block = -1;
   if (pieces <= blocks) {
@@ -76,8 +80,14 @@ __device__ Share deal(const TokenTable& tokens, int items, int blocks, int index
     share.left = begin + octets * (warp + 1) / kWarps - share.octet;
     share.first_block = block - at.unit;
     share.last_block = share.first_block + n - 1;
+  } else if (int64_t{each} * longest * warps <= total + total / 10) {
+    if (block * kWarps * each >= n_items) return share;
+    const int first = min(index * each, n_items - 1), end = min((index + 1) * each, n_items);
+    share.row = first / items;
+    share.head = first % items;
+    for (int i = index * each; i < end; ++i) share.left += octets_of(tokens.position[i / items] + 1);
+    share.first_block = share.last_block = block;
   } else {
-    const int64_t total = int64_t{sum_rows(tokens, in_octets)} * items;
     const int64_t shares = min(int64_t{blocks}, total / kWarps) * kWarps;  // each has an octet
     if (index >= shares) return share;
     const auto edge = [&](int i) { return static_cast<int>(total * i / shares); };

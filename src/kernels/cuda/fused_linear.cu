@@ -33,6 +33,10 @@ struct Shape {
   static constexpr int kAhead = kHalves == 1 ? 7 : 2;
 };
 
+/// Whether a norm's squares are copied first, which takes of the cache that more tokens' x needs.
+template <int kHalves>
+inline constexpr bool kCopiesSquares = kHalves == 1;
+
 /// How n columns are dealt to blocks: in order, and evenly.
 struct Deal {
   int n, blocks, each, more;  // the first `more` blocks have one more
@@ -84,8 +88,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   __shared__ float parts[2][kWarps][kTokens][kRows + 1];
   __shared__ float factor[kTokens];  // of the norm
   extern __shared__ uint4 shared[];
-  uint32_t* const residual = reinterpret_cast<uint32_t*>(shared);    // [kThreads], what is added to out
-  float* const squares = reinterpret_cast<float*>(shared) + kThreads;  // [n_rows, kNormParts], with a norm
+  uint32_t* const residual = reinterpret_cast<uint32_t*>(shared);         // [kThreads], what is added to out
+  int32_t* const rows = reinterpret_cast<int32_t*>(residual + kThreads);  // [kFusedRows], of x
+  float* const squares = reinterpret_cast<float*>(rows + kFusedRows);     // [n_rows, kNormParts]
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be one for all lanes
   const int block = static_cast<int>(blockIdx.x);
@@ -117,27 +122,34 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   wait_for_previous();
 
   // Of tokens that are not there, any other. Where there are no columns any more, others: their weights are 0.
+  // Copies and not loads, here and below: who waits for a load waits for all weights that are under way.
+  if (p.row) {
+    if (static_cast<int>(threadIdx.x) < p.n_rows) copy_to_shared<4>(rows + threadIdx.x, p.row + threadIdx.x);
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+  }
+  const auto x_row = [&](int token) { return p.row ? rows[token] : token; };
   const T* x[kHalves];
 #pragma unroll
   for (int h = 0; h < kHalves; ++h)
-    x[h] = static_cast<const T*>(p.x) + int64_t{min(g + 8 * h, p.n_rows - 1)} * p.n_in;
+    x[h] = static_cast<const T*>(p.x) + int64_t{x_row(min(g + 8 * h, p.n_rows - 1))} * p.n_in;
   const auto read = [&](const T* row, int piece, int half) {
     return *reinterpret_cast<const uint4*>(row +
                                            min(piece * kPiece + half * (kPiece / 2) + t * 8, p.n_in - 8));
   };
 
-  // A lane adds what it has copied. Copies and not loads, here and below: who waits for one load waits for all.
-  const auto each_square = [&](int token, auto&& f) {  // f(the first of four)
+  // A lane adds what it has copied, four squares at a time.
+  const auto squares_of = [&](int token) { return p.norm.squares + x_row(token) * kNormParts; };
+  const auto each_square = [&](auto&& f) {
 #pragma unroll
     for (int k = lane * 4; k < kNormParts; k += 32 * 4) {
-      if (k < norm_parts) f(token * kNormParts + k);
+      if (k < norm_parts) f(k);
     }
   };
-  if (p.norm.weight) {
-#pragma unroll
-    for (int i = warp; i < kTokens; i += kWarps) {
-      if (i < p.n_rows) each_square(i, [&](int k) { copy_to_shared<16>(squares + k, p.norm.squares + k); });
-    }
+  if (kCopiesSquares<kHalves> && p.norm.weight && warp < p.n_rows) {
+    const float* const from = squares_of(warp);
+    each_square([&](int k) { copy_to_shared<16>(squares + warp * kNormParts + k, from + k); });
   }
 
   float square = 0;  // of what it has written
@@ -184,8 +196,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     if (first == 0 && p.norm.weight) {
       for (int i = warp; i < p.n_rows; i += kWarps) {
         float sum = 0;
-        each_square(i, [&](int k) {
-          for (int j = 0; j < 4; ++j) sum += k % kNormParts + j < norm_parts ? squares[k + j] : 0;
+        const float* const from = kCopiesSquares<kHalves> ? squares + i * kNormParts : squares_of(i);
+        each_square([&](int k) {
+          for (int j = k; j < k + 4; ++j) sum += j < norm_parts ? from[j] : 0;
         });
         sum = neighbours_sum(sum, 32);
         if (lane == 0) factor[i] = rsqrtf(sum / p.n_in + p.norm.eps);
@@ -282,9 +295,16 @@ void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   const Deal deal(p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out, stream.device());
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
-    const size_t shared = (kThreads + (p.norm.weight ? p.n_rows * kNormParts : 0)) * 4;
-    launch_dependent(p.n_rows <= 8 ? fused_linear_kernel<T, 1> : fused_linear_kernel<T, 2>, deal.blocks,
-                     kThreads, {shared, kSmallShare}, stream, p, deal, Deal(p.n_in, stream.device()).blocks);
+    const auto launch = [&]<int kHalves>(std::integral_constant<int, kHalves>) {
+      const int squares = p.norm.weight && kCopiesSquares<kHalves> ? p.n_rows * kNormParts : 0;
+      launch_dependent(fused_linear_kernel<T, kHalves>, deal.blocks, kThreads,
+                       {(kThreads + kFusedRows + squares) * sizeof(float), kSmallShare}, stream, p, deal,
+                       Deal(p.n_in, stream.device()).blocks);
+    };
+    if (p.n_rows <= 8)
+      launch(std::integral_constant<int, 1>{});
+    else
+      launch(std::integral_constant<int, 2>{});
   });
 }
 

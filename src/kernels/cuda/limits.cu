@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "../ops.h"
 #include "common.cuh"
@@ -47,18 +48,19 @@ void fill(T* data, size_t n, Stream& stream) {
   cuda::check_launch("fill_random");
 }
 
-/// Seconds of the fastest of some runs.
-double best_time_s(Device device, Stream& stream, const std::function<void()>& enqueue) {
-  double best_s = 1e30;
-  for (int i = 0; i < kRuns; ++i) {
+/// Seconds of each of some runs, which last `at_least_s` together.
+std::vector<double> times_s(Device device, Stream& stream, double at_least_s,
+                            const std::function<void()>& enqueue) {
+  std::vector<double> times;
+  for (double all_s = 0; times.size() < kRuns || all_s < at_least_s; all_s += times.back()) {
     Event begin(device), end(device);
     begin.record(stream);
     enqueue();
     end.record(stream);
     if (!wait_until(end, 10)) runtime_failure("a plain read or product on the GPU did not end within 10 s");
-    best_s = std::min(best_s, end.time_s() - begin.time_s());
+    times.push_back(end.time_s() - begin.time_s());
   }
-  return best_s;
+  return times;
 }
 
 }  // namespace
@@ -69,28 +71,32 @@ double cuda_read_limit_gbps(Device device, size_t bytes) {
   const DeviceBuffer data(device, bytes, "read limit"), sink(device, sizeof(uint32_t), "read limit");
   Stream stream(device);
   fill(data.as<float>(), bytes / sizeof(float), stream);
-  const double best_s = best_time_s(device, stream, [&] {
+  const std::vector<double> times = times_s(device, stream, 0, [&] {
     read_all<<<info.multiprocessors * 8, kThreads, 0, cuda::native(stream)>>>(
         data.as<uint4>(), bytes / sizeof(uint4), sink.as<uint32_t>());
     cuda::check_launch("read_all");
   });
-  return static_cast<double>(bytes) / best_s / 1e9;
+  return static_cast<double>(bytes) / *std::min_element(times.begin(), times.end()) / 1e9;
 }
 
 double cuda_gemm_rate_tflops(Device device, DType dtype) {
-  constexpr int m = 2048, n = 17280, k = 3200, times = 10;
+  constexpr int m = 2048, n = 17280, k = 3200, products = 10;
   const size_t size = dtype_size(dtype), elements = size_t{m} * k + size_t{n} * k, out = size_t{m} * n;
   if (static_cast<size_t>(device_info(device).free_bytes) < (elements + out) * size + (size_t{256} << 20))
     return 0;
   const DeviceBuffer data(device, elements * size, "GEMM rate"), product(device, out * size, "GEMM rate");
   Stream stream(device);
   cuda::with_type(dtype, [&](auto type) { fill(data.as<decltype(type)>(), elements, stream); });
-  const double best_s = best_time_s(device, stream, [&] {
-    for (int i = 0; i < times; ++i)
+  // The rate that holds: a GPU that is busy with products for longer than an instant lowers its clock to stay within
+  // its power limit, in a prefill as here. So the median of the later runs.
+  std::vector<double> times = times_s(device, stream, 0.5, [&] {
+    for (int i = 0; i < products; ++i)
       linear_cuda(product.data(), data.data(), data.as<char>() + size_t{m} * k * size, nullptr, m, n, k,
                   dtype, dtype, stream);
   });
-  return 2.0 * m * n * k * times / best_s / 1e12;
+  const auto half = times.begin() + times.size() / 2, middle = half + (times.end() - half) / 2;
+  std::nth_element(half, middle, times.end());
+  return 2.0 * m * n * k * products / *middle / 1e12;
 }
 
 }  // namespace pipeinfer::kernels

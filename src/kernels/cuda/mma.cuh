@@ -67,7 +67,7 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 /// 16 bytes that are read once: they pass by the L1 cache. Zeros unless they are `there`, without a branch, for which a
 /// warp would wait.
 __device__ inline uint4 load_once(const void* from, bool there) {
-  uint4 v;
+  uint4 v{};
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "{\n.reg .pred there;\nsetp.ne.b32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, "
