@@ -190,7 +190,7 @@ const Shape kShapes[] = {
     {.head_dim = 64, .n_heads = 4, .n_kv_heads = 2, .block_size = 8},
     {.head_dim = 80, .n_heads = 3, .n_kv_heads = 3, .block_size = 16},
     {.head_dim = 96, .n_heads = 4, .n_kv_heads = 1, .block_size = 32},
-    {.head_dim = 100, .n_heads = 2, .n_kv_heads = 2, .block_size = 16},
+    {.head_dim = 100, .n_heads = 5, .n_kv_heads = 5, .block_size = 16},
     {.head_dim = 100, .n_heads = 6, .n_kv_heads = 2, .block_size = 128},
     {.head_dim = 104, .n_heads = 2, .n_kv_heads = 1, .block_size = 64},
     {.head_dim = 128, .n_heads = 8, .n_kv_heads = 1, .block_size = 16},

@@ -124,6 +124,9 @@ __device__ inline void copy_to_shared(void* to, const void* from, bool read = tr
                  "n"(bytes), "r"(size)
                  : "memory");
   }
+#else
+  using W = typename Word<bytes>::type;
+  *static_cast<W*>(to) = read ? *static_cast<const W*>(from) : W{};
 #endif
 }
 

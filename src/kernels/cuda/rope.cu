@@ -5,48 +5,102 @@
 namespace pipeinfer::kernels::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kHeads = 8;  // of a warp: its loads are under way together
+constexpr int kRows = kOctet;  // of a block, so that it may have all of an octet
+template <typename T>
+constexpr int kHeads = 16 / sizeof(T);  // of a block
 
-/// Warp w of block (t, y): heads [(y * kWarps + w) * kHeads, + kHeads) of token t, counted over q, k and v heads. A thread
-/// has V neighbouring pairs of each. D is head_dim, or 0 for any.
+/// Of a block: whole warps, a thread for so many elements of a head's rows.
+constexpr int threads(int head_dim, int elements) { return (kRows * head_dim / elements + 31) / 32 * 32; }
+
+struct Place {
+  int row, dim;
+};
+
+/// The element at this offset of an octet: octet_offset() inverted.
+__device__ inline Place in_octet(int head_dim, int offset) {
+  const int group = offset / (8 * kOctet) * 8, width = min(8, head_dim - group), i = offset - group * kOctet;
+  return {i / width, group + i % width};
+}
+
+/// Block (y, b): tokens [8b, 8b + 8), and kHeads heads: the y-th ones of q, or behind those of k and v. Their rows come
+/// into shared memory as they are; then a thread makes the same V neighbours of every head, and neighbouring threads
+/// what lies side by side where it goes: in the cache, whole lines of an octet. D is head_dim, or 0 for any.
 template <typename T, int V, int D>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(D > 0 ? threads(D, V) : 1024, D > 0 ? 1536 / threads(D, V) : 1)
     rope_and_cache_kernel(T* qkv, KvLayer cache, TokenTable tokens, int n_heads) {
-  const int64_t t = blockIdx.x;
-  const int d = D > 0 ? D : cache.head_dim, half = d / 2, n_rows = n_heads + 2 * cache.n_kv_heads;
-  const int first = (static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / 32) * kHeads;
-  const int count = min(kHeads, n_rows - first);
-  for (int i = static_cast<int>(threadIdx.x) % 32 * V; i < half; i += 32 * V) {
-    T* const row = qkv + (t * n_rows + first) * d + i;
-    float angle[2 * V], a[kHeads][V], b[kHeads][V];
+  extern __shared__ uint4 shared[];
+  T* const rows = reinterpret_cast<T*>(shared);
+  const int d = D > 0 ? D : cache.head_dim, half = d / 2, all_heads = n_heads + 2 * cache.n_kv_heads;
+  const int pitch = kHeads<T> * d + 16 / sizeof(T);  // 8 rows' 16 bytes are in all banks
+  const int q_blocks = (n_heads + kHeads<T> - 1) / kHeads<T>, y = blockIdx.x;
+  const bool query = y < q_blocks;
+  const int first = query ? y * kHeads<T> : n_heads + (y - q_blocks) * kHeads<T>;
+  const int count = min(kHeads<T>, (query ? n_heads : all_heads) - first);
+  const int token = blockIdx.y * kRows, n = min(kRows, tokens.n_tokens - token);
+  T* const heads = qkv + (int64_t{token} * all_heads + first) * d;
+
+  const int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+  for (int r = threadIdx.x / 32; r < n; r += n_warps) {
+    for (int i = lane * V; i < count * d; i += 32 * V)
+      copy_to_shared<V * sizeof(T)>(rows + r * pitch + i, heads + int64_t{r} * all_heads * d + i);
+  }
+  commit_copies();
+
+  // Meanwhile: what this thread makes, and where it goes
+  const int offset = static_cast<int>(threadIdx.x) * V;
+  Place from{offset / d, offset % d};
+  if (!query && offset < kRows * d) {
+    from = in_octet(d, offset);
+    // The block's rows by their places in an octet if they are neighbours, else in some order
+    from.row = (from.row - tokens.position[token]) & (kOctet - 1);
+  }
+  const bool there = from.row < n;
+  // Halves of V elements: the middle of a head, where the other elements of the pairs begin, is never in one
+  float angle[2][V];
+  int other[2];
+  T* to = nullptr;
+  int64_t stride = d;  // from head to head
+  if (there) {
+    const int64_t t = token + from.row;
 #pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-      if (r >= count) continue;
-      load(a[r], row + r * d);
-      load(b[r], row + r * d + half);
+    for (int part = 0; part < 2; ++part) {
+      const int dim = from.dim + part * (V / 2);
+      const bool upper = dim >= half;
+      other[part] = upper ? dim - half : dim + half;
+      load(angle[part], tokens.angle + t * d + 2 * (upper ? dim - half : dim));
+#pragma unroll
+      for (int j = 1; j < V; j += 2) angle[part][j] = upper ? angle[part][j] : -angle[part][j];
     }
-    load(angle, tokens.angle + t * d + 2 * i);
-    const int position = tokens.position[t];
-    const int64_t head_block = int64_t{cache.block_size} * d;  // a block's heads of v follow those of k
-    T* const octet =
-        key_octet<T>(cache, blocks_of(tokens, tokens.slot[t]), position, 0) + (first - n_heads) * head_block;
-    const int to_a = octet_offset(d, position, i), to_b = octet_offset(d, position, i + half);
+    if (query) {
+      to = heads + int64_t{from.row} * all_heads * d + from.dim;
+    } else {
+      const int position = tokens.position[t];
+      stride = int64_t{cache.block_size} * d;  // a block's heads of v follow those of k
+      to = key_octet<T>(cache, blocks_of(tokens, tokens.slot[t]), position, 0) + (first - n_heads) * stride +
+           octet_offset(d, position, from.dim);
+    }
+  }
+  wait_copies<0>();
+  __syncthreads();
+  if (!there) return;
+  const T* row = rows + from.row * pitch;
+#pragma unroll 2
+  for (int h = first; h < first + count; ++h, row += d, to += stride) {
+    float x[V];
+    load(x, row + from.dim);
+    if (h < n_heads + cache.n_kv_heads) {
 #pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-      if (r >= count) continue;
-      if (first + r < n_heads + cache.n_kv_heads) {
+      for (int part = 0; part < 2; ++part) {
+        float y[V / 2];
+        load(y, row + other[part]);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const float cosine = angle[2 * j], sine = angle[2 * j + 1], x = a[r][j], y = b[r][j];
-          a[r][j] = x * cosine - y * sine;
-          b[r][j] = y * cosine + x * sine;
+        for (int j = 0; j < V / 2; ++j) {
+          float& value = x[part * (V / 2) + j];
+          value = value * angle[part][2 * j] + y[j] * angle[part][2 * j + 1];
         }
       }
-      const bool query = first + r < n_heads;
-      store(query ? row + r * d : octet + r * head_block + to_a, a[r]);
-      store(query ? row + r * d + half : octet + r * head_block + to_b, b[r]);
     }
+    store(to, x);
   }
 }
 
@@ -54,13 +108,16 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, DType dtype,
                     Stream& stream) {
-  const int heads = n_heads + 2 * cache.n_kv_heads;
-  const dim3 grid(tokens.n_tokens, (heads + kWarps * kHeads - 1) / (kWarps * kHeads));
+  const int d = cache.head_dim, elements = d % 4 == 0 ? 4 : 2;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    auto kernel = cache.head_dim % 4 == 0 ? rope_and_cache_kernel<T, 2, 0> : rope_and_cache_kernel<T, 1, 0>;
-    with_head_dim(cache.head_dim, [&](auto d) { kernel = rope_and_cache_kernel<T, 2, d()>; });
-    kernel<<<grid, kWarps * 32, 0, native(stream)>>>(static_cast<T*>(qkv), cache, tokens, n_heads);
+    const auto blocks = [](int heads) { return (heads + kHeads<T> - 1) / kHeads<T>; };
+    const dim3 grid(blocks(n_heads) + blocks(2 * cache.n_kv_heads), (tokens.n_tokens + kRows - 1) / kRows);
+    const size_t bytes = kRows * (kHeads<T> * d * sizeof(T) + 16);
+    auto kernel = elements == 4 ? rope_and_cache_kernel<T, 4, 0> : rope_and_cache_kernel<T, 2, 0>;
+    with_head_dim(d, [&](auto d) { kernel = rope_and_cache_kernel<T, 4, d()>; });
+    kernel<<<grid, threads(d, elements), bytes, native(stream)>>>(static_cast<T*>(qkv), cache, tokens,
+                                                                  n_heads);
   });
   check_launch("rope_and_cache");
 }
