@@ -6,8 +6,9 @@ namespace pipeinfer::kernels::cuda {
 namespace {
 
 constexpr int kRows = kOctet;  // of a block, so that it may have all of an octet
-template <typename T>
-constexpr int kHeads = 16 / sizeof(T);  // of a block
+/// Heads of a block, so many that 8 rows of them fit in 48 KiB: head_dim is at most 128, or 256 where it is not known.
+template <typename T, int D>
+constexpr int kHeads = (D > 0 ? 32 : 16) / sizeof(T);
 
 /// Of a block: whole warps, a thread for so many elements of a head's rows.
 constexpr int threads(int head_dim, int elements) { return (kRows * head_dim / elements + 31) / 32 * 32; }
@@ -18,31 +19,35 @@ struct Place {
 
 /// The element at this offset of an octet: octet_offset() inverted.
 __device__ inline Place in_octet(int head_dim, int offset) {
-  const int group = offset / (8 * kOctet) * 8, width = min(8, head_dim - group), i = offset - group * kOctet;
-  return {i / width, group + i % width};
+  const int tail = head_dim % 8, i = offset - (head_dim - tail) * kOctet;
+  if (i >= 0 && tail > 0) return {i / tail, head_dim - tail + i % tail};
+  return {offset / 8 % kOctet, offset / (8 * kOctet) * 8 + offset % 8};
 }
 
-/// Block (y, b): tokens [8b, 8b + 8), and kHeads heads: the y-th ones of q, or behind those of k and v. Their rows come
-/// into shared memory as they are; then a thread makes the same V neighbours of every head, and neighbouring threads
-/// what lies side by side where it goes: in the cache, whole lines of an octet. D is head_dim, or 0 for any.
+/// Block (y, b): tokens [8b, 8b + 8), and the y-th kHeads heads of q or, after those, of k and v. Their rows come into
+/// shared memory as they are. Then a thread makes the same V neighbours of every head, and neighbouring threads what lies
+/// side by side where it goes: parts of q's rows, or whole lines of an octet, of which a token alone has 16 bytes here and
+/// there. Tokens that begin within an octet fill two in part, and other tokens whatever is theirs: every element goes where
+/// its own token's slot and position say. D is head_dim, or 0 for any.
 template <typename T, int V, int D>
 __global__ void __launch_bounds__(D > 0 ? threads(D, V) : 1024, D > 0 ? 1536 / threads(D, V) : 1)
     rope_and_cache_kernel(T* qkv, KvLayer cache, TokenTable tokens, int n_heads) {
   extern __shared__ uint4 shared[];
   T* const rows = reinterpret_cast<T*>(shared);
   const int d = D > 0 ? D : cache.head_dim, half = d / 2, all_heads = n_heads + 2 * cache.n_kv_heads;
-  const int pitch = kHeads<T> * d + 16 / sizeof(T);  // 8 rows' 16 bytes are in all banks
-  const int q_blocks = (n_heads + kHeads<T> - 1) / kHeads<T>, y = blockIdx.x;
+  const int pitch = kHeads<T, D> * d + 16 / sizeof(T);  // 16 bytes of every row are in all banks together
+  const int q_blocks = (n_heads + kHeads<T, D> - 1) / kHeads<T, D>, y = blockIdx.x;
   const bool query = y < q_blocks;
-  const int first = query ? y * kHeads<T> : n_heads + (y - q_blocks) * kHeads<T>;
-  const int count = min(kHeads<T>, (query ? n_heads : all_heads) - first);
+  const int first = query ? y * kHeads<T, D> : n_heads + (y - q_blocks) * kHeads<T, D>;
+  const int count = min(kHeads<T, D>, (query ? n_heads : all_heads) - first);
   const int token = blockIdx.y * kRows, n = min(kRows, tokens.n_tokens - token);
   T* const heads = qkv + (int64_t{token} * all_heads + first) * d;
-
   const int lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   for (int r = threadIdx.x / 32; r < n; r += n_warps) {
+    const T* const of_heads = heads + r * all_heads * d;
+#pragma unroll 1  // nothing waits for these copies here, so fewer instructions are faster
     for (int i = lane * V; i < count * d; i += 32 * V)
-      copy_to_shared<V * sizeof(T)>(rows + r * pitch + i, heads + int64_t{r} * all_heads * d + i);
+      copy_to_shared<V * sizeof(T)>(rows + r * pitch + i, of_heads + i);
   }
   commit_copies();
 
@@ -51,13 +56,13 @@ __global__ void __launch_bounds__(D > 0 ? threads(D, V) : 1024, D > 0 ? 1536 / t
   Place from{offset / d, offset % d};
   if (!query && offset < kRows * d) {
     from = in_octet(d, offset);
-    // The block's rows by their places in an octet if they are neighbours, else in some order
+    // Rows in the order of their places in an octet, if they are neighbours; each once anyway
     from.row = (from.row - tokens.position[token]) & (kOctet - 1);
   }
   const bool there = from.row < n;
-  // Halves of V elements: the middle of a head, where the other elements of the pairs begin, is never in one
+  // By halves of V elements, which the middle of a head never divides
   float angle[2][V];
-  int other[2];
+  int other[2];  // dims, of the pairs' other elements
   T* to = nullptr;
   int64_t stride = d;  // from head to head
   if (there) {
@@ -72,7 +77,7 @@ __global__ void __launch_bounds__(D > 0 ? threads(D, V) : 1024, D > 0 ? 1536 / t
       for (int j = 1; j < V; j += 2) angle[part][j] = upper ? angle[part][j] : -angle[part][j];
     }
     if (query) {
-      to = heads + int64_t{from.row} * all_heads * d + from.dim;
+      to = heads + from.row * all_heads * d + from.dim;
     } else {
       const int position = tokens.position[t];
       stride = int64_t{cache.block_size} * d;  // a block's heads of v follow those of k
@@ -104,20 +109,24 @@ __global__ void __launch_bounds__(D > 0 ? threads(D, V) : 1024, D > 0 ? 1536 / t
   }
 }
 
+template <typename T, int V, int D>
+void launch(void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, Stream& stream) {
+  const auto blocks = [](int heads) { return (heads + kHeads<T, D> - 1) / kHeads<T, D>; };
+  const dim3 grid(blocks(n_heads) + blocks(2 * cache.n_kv_heads), (tokens.n_tokens + kRows - 1) / kRows);
+  const size_t bytes = kRows * (kHeads<T, D> * cache.head_dim * sizeof(T) + 16);
+  rope_and_cache_kernel<T, V, D><<<grid, threads(cache.head_dim, V), bytes, native(stream)>>>(
+      static_cast<T*>(qkv), cache, tokens, n_heads);
+}
+
 }  // namespace
 
 void rope_and_cache(void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads, DType dtype,
                     Stream& stream) {
-  const int d = cache.head_dim, elements = d % 4 == 0 ? 4 : 2;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const auto blocks = [](int heads) { return (heads + kHeads<T> - 1) / kHeads<T>; };
-    const dim3 grid(blocks(n_heads) + blocks(2 * cache.n_kv_heads), (tokens.n_tokens + kRows - 1) / kRows);
-    const size_t bytes = kRows * (kHeads<T> * d * sizeof(T) + 16);
-    auto kernel = elements == 4 ? rope_and_cache_kernel<T, 4, 0> : rope_and_cache_kernel<T, 2, 0>;
-    with_head_dim(d, [&](auto d) { kernel = rope_and_cache_kernel<T, 4, d()>; });
-    kernel<<<grid, threads(d, elements), bytes, native(stream)>>>(static_cast<T*>(qkv), cache, tokens,
-                                                                  n_heads);
+    auto run = cache.head_dim % 4 == 0 ? launch<T, 4, 0> : launch<T, 2, 0>;
+    with_head_dim(cache.head_dim, [&](auto d) { run = launch<T, 4, d()>; });
+    run(qkv, cache, tokens, n_heads, stream);
   });
   check_launch("rope_and_cache");
 }
