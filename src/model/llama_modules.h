@@ -75,8 +75,7 @@ class RmsNorm : public torch::nn::Module {
  public:
   RmsNorm(ParameterMaker& maker, const std::string& name, int64_t hidden, double eps);
 
-  /// The product takes norm(x) instead of x.
-  /// To go between fused products.
+  /// The norm as it goes between fused products, of which at most one is under way at a time.
   kernels::SplitNorm split(const Workspace& space) const;
 
   /// out = norm(x += delta); see kernels::rms_norm.
@@ -128,7 +127,7 @@ class DecoderLayer : public torch::nn::Module {
   /// Adds `delta` (of the layer before; null for the first) to pass.x, and leaves its own last addend in space.delta.
   void forward(const Pass& pass, const void* delta, const kernels::KvLayer& cache) const;
   /// The same with the additions done: there is no delta, neither before nor after.
-  /// `next`: the norm after this layer, null for none.
+  /// `next` is the norm of what comes after it, null for none.
   void forward_fused(const Pass& pass, const RmsNorm* next, const kernels::KvLayer& cache) const;
   const RmsNorm& input_layernorm() const { return *input_layernorm_; }
 

@@ -121,7 +121,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   let_next_start();
   wait_for_previous();
 
-  // Of tokens that are not there, any other. Where there are no columns any more, others: their weights are 0.
   // Copies and not loads, here and below: who waits for a load waits for all weights that are under way.
   if (p.row) {
     if (static_cast<int>(threadIdx.x) < p.n_rows) copy_to_shared<4>(rows + threadIdx.x, p.row + threadIdx.x);
@@ -129,6 +128,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     wait_copies<0>();
     __syncthreads();
   }
+  // Of tokens that are not there, any other. Where there are no columns any more, others: their weights are 0.
   const auto x_row = [&](int token) { return p.row ? rows[token] : token; };
   const T* x[kHalves];
 #pragma unroll

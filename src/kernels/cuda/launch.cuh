@@ -61,7 +61,7 @@ struct SharedMemory {
   int share;
   SharedMemory(size_t bytes, int share = -1) : bytes(bytes), share(share) {}
 };
-/// Where loads under way are many: they wait in the L1 cache.
+/// The share, in percent, where many loads are under way: they wait in the L1 cache.
 inline constexpr int kSmallShare = 25;
 
 /// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through

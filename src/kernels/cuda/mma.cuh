@@ -70,9 +70,9 @@ __device__ inline uint4 load_once(const void* from, bool there) {
   uint4 v{};
 #if __CUDA_ARCH__ >= 800
   asm volatile(
-      "{\n.reg .pred there;\nsetp.ne.b32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, "
-      "0;\nmov.b32 "
-      "%3, 0;\n@there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+      "{\n.reg .pred there;\nsetp.ne.b32 there, %5, 0;\n"
+      "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
       : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
       : "l"(from), "r"(static_cast<int>(there)));
 #endif
