@@ -97,6 +97,10 @@ void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   if (p.n_rows > 0) ops(stream).fused_linear(p, dtype, stream);
 }
 
+void upload_tables(void* to, const void* from, size_t bytes, Stream& stream) {
+  if (bytes > 0) ops(stream).upload_tables(to, from, bytes, stream);
+}
+
 void set_blocks(int32_t* block_table, const BlockEntry* entries, int n, int max_blocks, Stream& stream) {
   if (n > 0) ops(stream).set_blocks(block_table, entries, n, max_blocks, stream);
 }

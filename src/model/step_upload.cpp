@@ -47,7 +47,7 @@ const void* StepUpload::put(const void* values, size_t bytes) {
 }
 
 void StepUpload::send(Stream& stream) {
-  copy_async(device_, ring_[turn_].data(), used_, stream);
+  kernels::upload_tables(device_, ring_[turn_].data(), used_, stream);
   sent_[turn_].record(stream);
 }
 

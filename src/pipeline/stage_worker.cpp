@@ -87,6 +87,11 @@ void StageWorker::execute(StepPlan plan) {
 }
 
 void StageWorker::receive(Flight& flight) {
+  flight.receives = !first_ || !untaken_.empty();
+  if (!flight.receives) {
+    flight.received_step = -1;
+    return;
+  }
   if (first_) {  // tokens come on the compute stream: nothing of this lane can run before them
     flight.recv_begin.record(compute_);
     flight.received_step = take_tokens(flight.plan.lane);
@@ -157,10 +162,10 @@ bool StageWorker::retire() {
                     .n_tokens = plan.n_tokens(),
                     .n_decode = plan.n_decode(),
                     .received_step = flight.received_step,
-                    .recv_begin_s = flight.recv_begin.time_s(),
-                    .recv_end_s = flight.received.time_s(),
                     .compute_begin_s = flight.compute_begin.time_s(),
                     .compute_end_s = flight.computed.time_s()};
+    times.recv_begin_s = flight.receives ? flight.recv_begin.time_s() : times.compute_begin_s;
+    times.recv_end_s = flight.receives ? flight.received.time_s() : times.compute_begin_s;
     const bool sends = !last_ || (!first_ && plan.n_samples() > 0);
     times.send_begin_s = sends ? flight.send_begin.time_s() : times.compute_end_s;
     times.send_end_s = sends ? flight.sent.time_s() : times.compute_end_s;

@@ -30,6 +30,18 @@ TEST_F(Elementwise, EmbedTakesHostTokensAndSlots) {
   }
 }
 
+TEST_F(Elementwise, UploadsTablesOfAnySize) {
+  PinnedBuffer from(kDevice, 40000, "tables");
+  for (size_t bytes : {1, 3, 16, 48, 1000, 40000}) {
+    std::vector<uint8_t> values(bytes);
+    for (uint8_t& value : values) value = static_cast<uint8_t>(integer(0, 255));
+    std::copy(values.begin(), values.end(), from.as<uint8_t>());
+    Array<uint8_t> to(std::vector<uint8_t>(bytes), stream_);
+    upload_tables(to.data(), from.data(), bytes, stream_);
+    EXPECT_EQ(to.read(stream_), values);
+  }
+}
+
 std::vector<double> rms_norm_reference(const std::vector<float>& x, const std::vector<float>& weight, int row,
                                        double eps) {
   const int hidden = static_cast<int>(weight.size());

@@ -58,6 +58,7 @@ class StageWorker {
     StepPlan plan;
     double begun_s = 0;
     int64_t received_step = -1;
+    bool receives = false;  // hidden states, or tokens
     DeviceBuffer hidden_in, hidden_out, sampled, top;
     PinnedBuffer host_sampled, host_top;
     Event recv_begin, received, compute_begin, computed, send_begin, sent, reported;

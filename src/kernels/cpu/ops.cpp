@@ -16,6 +16,7 @@ const Ops& cpu_ops() {
       .linear_cuda = nullptr,  // these are refused by name before they get here
       .split_norm = nullptr,
       .fused_linear = nullptr,
+      .upload_tables = cpu::upload_tables,
       .set_blocks = cpu::set_blocks,
       .open_slots = cpu::open_slots,
       .mark_seen = cpu::mark_seen,

@@ -111,7 +111,32 @@ __global__ void silu_mul_kernel(T* out, const T* gate_up, int intermediate) {
   store(out + t * intermediate + i, gate);
 }
 
+/// What it reads, the host wrote before the launch: only the writes wait.
+template <typename Word>
+__global__ void upload_tables_kernel(Word* to, const Word* from, size_t words) {
+  let_next_start();
+  const size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
+  Word word{};
+  if (i < words) word = from[i];
+  wait_for_previous();
+  if (i < words) to[i] = word;
+}
+
 }  // namespace
+
+void upload_tables(void* to, const void* from, size_t bytes, Stream& stream) {
+  const auto launch = [&](auto word) {
+    using W = decltype(word);
+    const size_t words = bytes / sizeof(W);
+    launch_dependent(upload_tables_kernel<W>, blocks_for(static_cast<int64_t>(words)), kThreads, 0, stream,
+                     static_cast<W*>(to), static_cast<const W*>(from), words);
+  };
+  if (bytes % 16 == 0 && aligned(16, to, from)) {
+    launch(uint4{});
+  } else {
+    launch(uint8_t{});
+  }
+}
 
 void embed(void* out, const void* table, const int32_t* token, const int32_t* slot, const int32_t* last_token,
            int n_tokens, int hidden, DType dtype, Stream& stream) {

@@ -17,8 +17,8 @@ void check_cublas(cublasStatus_t status, const char* doing) {
     runtime_failure(cat("cuBLAS: ", doing, ": ", cublasGetStatusString(status)));
 }
 
-/// A handle bound to one stream, with a workspace of its own: streams of one thread overlap, and cuBLAS allocates
-/// nothing in the step path.
+/// A handle bound to one stream, with a workspace of its own, which streams of one thread must not share, and too small for
+/// sums that are split: the kernel that adds them up costs more than they save (README, "Figures").
 class Handle {
  public:
   explicit Handle(const Stream& stream)
@@ -43,7 +43,7 @@ class Handle {
   cublasHandle_t get() const { return handle_; }
 
  private:
-  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what cuBLAS recommends on sm_90
+  static constexpr size_t kWorkspaceBytes = 256;
   const int device_;
   const cudaStream_t stream_;
   DeviceBuffer workspace_;

@@ -16,6 +16,7 @@ const Ops& cuda_ops() {
       .linear_cuda = cuda::linear_cuda,
       .split_norm = cuda::split_norm,
       .fused_linear = cuda::fused_linear,
+      .upload_tables = cuda::upload_tables,
       .set_blocks = cuda::set_blocks,
       .open_slots = cuda::open_slots,
       .mark_seen = cuda::mark_seen,

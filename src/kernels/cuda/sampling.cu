@@ -3,7 +3,7 @@
 // weights as integers, so that the order of the atomics does not matter.
 #include "../ops.h"
 #include "../sampling_math.h"
-#include "common.cuh"
+#include "launch.cuh"
 
 namespace pipeinfer::kernels::cuda {
 namespace {
@@ -20,13 +20,30 @@ using u64 = unsigned long long;  // what atomicAdd and the shuffles take
 /// A row of logits as candidates, after penalty and temperature.
 struct Row {
   const float* logits;
-  const uint32_t* seen;  // or null
+  const uint32_t* seen;  // or null: no penalty
   SamplingParams params;
   int vocab;
 
-  __device__ u64 at(int i) const {
+  __device__ float chosen(int i, float logit) const {
     const bool is_seen = seen && (seen[i / 32] >> (i % 32) & 1);
-    return candidate(chosen_by(logits[i], is_seen, params), i);
+    return chosen_by(logit, is_seen, params);
+  }
+  /// f(id, logit) of all, some by each thread in order: 16 bytes a load, several loads before the first is used.
+  template <typename F>
+  __device__ void each(F&& f) const {
+    int done = 0;
+    if (reinterpret_cast<uintptr_t>(logits) % sizeof(float4) == 0) {
+      done = vocab / 4 * 4;
+#pragma unroll 4
+      for (int i = threadIdx.x * 4; i < done; i += kThreads * 4) {
+        const float4 v = *reinterpret_cast<const float4*>(logits + i);
+        f(i, chosen(i, v.x));
+        f(i + 1, chosen(i + 1, v.y));
+        f(i + 2, chosen(i + 2, v.z));
+        f(i + 3, chosen(i + 3, v.w));
+      }
+    }
+    for (int i = done + threadIdx.x; i < vocab; i += kThreads) f(i, chosen(i, logits[i]));
   }
 };
 
@@ -37,18 +54,22 @@ struct Shared {
 };
 
 __device__ u64 largest(const Row& row, Shared& shared) {
-  u64 best = 0;
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) best = Max{}(best, row.at(i));
-  return block_reduce(best, shared.scratch, Max{});
+  float best = -INFINITY;
+  int id = static_cast<int>(threadIdx.x) * 4;  // the first that it has, if any
+  row.each([&](int i, float logit) {
+    if (logit > best) best = logit, id = i;
+  });
+  const u64 own = id < row.vocab ? candidate(best, id) : 0;
+  return block_reduce(own, shared.scratch, Max{});
 }
 
 /// The weight of all candidates down to `least`.
 __device__ u64 weight_down_to(const Row& row, u64 least, float max, Shared& shared) {
   u64 sum = 0;
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const u64 c = row.at(i);
+  row.each([&](int i, float logit) {
+    const u64 c = candidate(logit, i);
     if (c >= least) sum += weight(candidate_logit(c), max);
-  }
+  });
   return block_reduce(sum, shared.scratch, Sum{});
 }
 
@@ -75,12 +96,12 @@ __device__ u64 select(const Row& row, u64 target, bool count, float max, Shared&
     __syncthreads();
     for (int bin = threadIdx.x; bin < kBins; bin += kThreads) shared.bins[bin] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-      const u64 c = row.at(i);
-      if (c >> (shift + kDigitBits) != prefix) continue;
+    row.each([&](int i, float logit) {
+      const u64 c = candidate(logit, i);
+      if (c >> (shift + kDigitBits) != prefix) return;
       const u64 measure = count ? 1 : weight(candidate_logit(c), max);
       if (measure) atomicAdd(&shared.bins[c >> shift & (kBins - 1)], measure);
-    }
+    });
     __syncthreads();
     const int upper = kBins - 1 - 2 * static_cast<int>(threadIdx.x), lower = upper - 1;
     const u64 above_upper = block_prefix(shared.bins[upper] + shared.bins[lower], shared);
@@ -102,10 +123,13 @@ __global__ void __launch_bounds__(kThreads)
     sample_kernel(int32_t* out, const float* logits, const int32_t* slot, const int32_t* position,
                   SlotTable slots, int vocab) {
   __shared__ Shared shared;
+  let_next_start();
+  wait_for_previous();
   const int64_t r = blockIdx.x;
   const int64_t s = slot[r];
-  const Row row{logits + r * vocab, slots.seen ? slots.seen + s * slots.seen_words : nullptr,
-                slots.sampling[s], vocab};
+  const SamplingParams params = slots.sampling[s];
+  const bool has_penalty = slots.seen && params.repetition_penalty != 1;
+  const Row row{logits + r * vocab, has_penalty ? slots.seen + s * slots.seen_words : nullptr, params, vocab};
   u64 chosen = largest(row, shared);
   const float max = candidate_logit(chosen);
   if (row.params.temperature > 0 && max != -INFINITY) {
@@ -159,12 +183,16 @@ __global__ void open_slots_kernel(SlotTable slots, const SlotEntry* entries) {
 }
 
 __global__ void mark_seen_kernel(SlotTable slots, const int32_t* slot, const int32_t* token, int n) {
+  let_next_start();
+  wait_for_previous();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n && token[i] >= 0)
     atomicOr(&slots.seen[int64_t{slot[i]} * slots.seen_words + token[i] / 32], 1u << token[i] % 32);
 }
 
 __global__ void set_last_token_kernel(SlotTable slots, const int32_t* slot, const int32_t* sampled, int n) {
+  let_next_start();
+  wait_for_previous();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n && (i + 1 == n || slot[i + 1] != slot[i])) slots.last_token[slot[i]] = sampled[i];
 }
@@ -185,20 +213,17 @@ void open_slots(const SlotTable& slots, const SlotEntry* entries, int n, Stream&
 }
 
 void mark_seen(const SlotTable& slots, const int32_t* slot, const int32_t* token, int n, Stream& stream) {
-  mark_seen_kernel<<<blocks_for(n), kSmall, 0, native(stream)>>>(slots, slot, token, n);
-  check_launch("mark_seen");
+  launch_dependent(mark_seen_kernel, blocks_for(n), kSmall, 0, stream, slots, slot, token, n);
 }
 
 void set_last_token(const SlotTable& slots, const int32_t* slot, const int32_t* sampled, int n,
                     Stream& stream) {
-  set_last_token_kernel<<<blocks_for(n), kSmall, 0, native(stream)>>>(slots, slot, sampled, n);
-  check_launch("set_last_token");
+  launch_dependent(set_last_token_kernel, blocks_for(n), kSmall, 0, stream, slots, slot, sampled, n);
 }
 
 void sample(int32_t* out, const float* logits, const int32_t* slot, const int32_t* position,
             const SlotTable& slots, int n, int vocab, Stream& stream) {
-  sample_kernel<<<n, kThreads, 0, native(stream)>>>(out, logits, slot, position, slots, vocab);
-  check_launch("sample");
+  launch_dependent(sample_kernel, n, kThreads, 0, stream, out, logits, slot, position, slots, vocab);
   if (slots.seen) cuda::mark_seen(slots, slot, out, n, stream);
 }
 
