@@ -120,24 +120,18 @@ part_speed() {
   step "speed: transformers, eager and static cache"
   python3 tests/gpu/bench_transformers.py --batch-size 1,64 | tee $results/transformers.jsonl
   python3 tests/gpu/bench_transformers.py --batch-size 1,64 --mode static | tee -a $results/transformers.jsonl
-  if command -v ncu >/dev/null; then
-    step "speed: the kernels of some steps, each alone"
+  step "speed: the prompts of prompts/, batch 32, by pipeinfer and by transformers' static cache"
+  make_model
+  build/gpu/pipeinfer run --model "$model" --prompts prompts/prompts.jsonl --batch-size 32 --max-new-tokens 64 --ignore-eos \
+    --overwrite --output-dir $results/mixed
+  python3 tests/gpu/bench_transformers.py --lengths-of $results/mixed/completions.jsonl --batch-size 32 --new-tokens 64 \
+    --mode static | tee -a $results/transformers.jsonl
+  if [ -e build/gpu/libkernel_times.so ]; then
+    step "speed: where a step's time goes"
     local batch
     for batch in 1 64; do
-      ncu --clock-control none --metrics gpu__time_duration.sum --csv --launch-skip 4000 --launch-count 400 \
-        "${bench[@]}" --no-cuda-graphs --batch-size $batch --prompt-tokens 128 --new-tokens 24 >$results/ncu-$batch.csv || true
-      python3 - $results/ncu-$batch.csv <<'EOF'
-import collections
-import csv
-import sys
-
-rows = [line for line in open(sys.argv[1], encoding="utf-8") if line.startswith('"')]
-total = collections.Counter()
-for row in csv.DictReader(rows):
-    total[row["Kernel Name"].split("(")[0][-60:]] += float(row["Metric Value"].replace(",", ""))
-for name, time in total.most_common():
-    print(f"{time / sum(total.values()):6.1%}  {name}")
-EOF
+      CUDA_INJECTION64_PATH=$PWD/build/gpu/libkernel_times.so "${bench[@]}" --batch-size $batch --prompt-tokens 128 \
+        --new-tokens 64 | tee $results/kernel-times-$batch.txt
     done
   fi
 }
