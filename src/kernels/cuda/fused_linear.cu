@@ -253,23 +253,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (threadIdx.x % tile == 0 && token < p.n_rows) p.next.squares[token * kNormParts + blockIdx.x] = square;
 }
 
-/// A block for each row, its warps part by part.
+/// A warp for each part of a row: rows are few, and so all parts are read at once.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitNorm norm, Deal deal) {
   wait_for_previous();
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, part = static_cast<int>(blockIdx.y * kWarps + threadIdx.x / 32);
+  if (part >= deal.blocks) return;
   const int64_t row = int64_t{blockIdx.x} * deal.n;
-  for (int part = static_cast<int>(threadIdx.x) / 32; part < deal.blocks; part += kWarps) {
-    float square = 0;
-    for (int i = lane; i < deal.count(part); i += 32) {
-      const int column = deal.begin(part) + i;
-      const float v = to_float(x[row + column]);
-      static_cast<T*>(norm.scaled)[row + column] = scaled<T>(v, norm.weight, column);
-      square += v * v;
-    }
-    square = neighbours_sum(square, 32);
-    if (lane == 0) norm.squares[blockIdx.x * kNormParts + part] = square;
+  float square = 0;
+  for (int i = lane; i < deal.count(part); i += 32) {
+    const int column = deal.begin(part) + i;
+    const float v = to_float(x[row + column]);
+    static_cast<T*>(norm.scaled)[row + column] = scaled<T>(v, norm.weight, column);
+    square += v * v;
   }
+  square = neighbours_sum(square, 32);
+  if (lane == 0) norm.squares[blockIdx.x * kNormParts + part] = square;
 }
 
 template <typename F>
@@ -284,10 +283,12 @@ void with_16_bits(DType dtype, F&& f) {
 }  // namespace
 
 void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
+  const Deal deal(n, stream.device());
+  const dim3 grid(n_rows, (deal.blocks + kWarps - 1) / kWarps);
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
-    launch_dependent(split_norm_kernel<T>, n_rows, kThreads, {0, kSmallShare}, stream,
-                     static_cast<const T*>(x), norm, Deal(n, stream.device()));
+    launch_dependent(split_norm_kernel<T>, grid, kThreads, {0, kSmallShare}, stream, static_cast<const T*>(x),
+                     norm, deal);
   });
 }
 
