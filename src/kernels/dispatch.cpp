@@ -98,6 +98,7 @@ void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
 }
 
 void upload_tables(void* to, const void* from, size_t bytes, Stream& stream) {
+  PI_CHECK(bytes % 16 == 0, "tables of ", bytes, " bytes");
   if (bytes > 0) ops(stream).upload_tables(to, from, bytes, stream);
 }
 

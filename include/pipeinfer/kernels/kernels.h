@@ -157,7 +157,8 @@ bool can_fuse_linear(int n_in, DType dtype, Device device);
 /// Reads the weight once at the memory's speed; all pointers are multiples of 16 bytes.
 void fused_linear(const FusedLinear& linear, DType dtype, Stream& stream);
 
-/// to = from, a step's tables; on a GPU from pinned memory. A kernel: a copy engine would let the stream wait longer.
+/// to = from, a step's tables; on a GPU from pinned memory, by a kernel: a stream waits longer for a copy engine. All are
+/// multiples of 16 bytes.
 void upload_tables(void* to, const void* from, size_t bytes, Stream& stream);
 
 /// One entry of a block table that changes: block_table[slot * max_blocks + index] = block.

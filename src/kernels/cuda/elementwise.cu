@@ -112,11 +112,10 @@ __global__ void silu_mul_kernel(T* out, const T* gate_up, int intermediate) {
 }
 
 /// What it reads, the host wrote before the launch: only the writes wait.
-template <typename Word>
-__global__ void upload_tables_kernel(Word* to, const Word* from, size_t words) {
+__global__ void upload_tables_kernel(uint4* to, const uint4* from, int64_t words) {
   let_next_start();
-  const size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
-  Word word{};
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  uint4 word{};
   if (i < words) word = from[i];
   wait_for_previous();
   if (i < words) to[i] = word;
@@ -125,17 +124,9 @@ __global__ void upload_tables_kernel(Word* to, const Word* from, size_t words) {
 }  // namespace
 
 void upload_tables(void* to, const void* from, size_t bytes, Stream& stream) {
-  const auto launch = [&](auto word) {
-    using W = decltype(word);
-    const size_t words = bytes / sizeof(W);
-    launch_dependent(upload_tables_kernel<W>, blocks_for(static_cast<int64_t>(words)), kThreads, 0, stream,
-                     static_cast<W*>(to), static_cast<const W*>(from), words);
-  };
-  if (bytes % 16 == 0 && aligned(16, to, from)) {
-    launch(uint4{});
-  } else {
-    launch(uint8_t{});
-  }
+  const auto words = static_cast<int64_t>(bytes / sizeof(uint4));
+  launch_dependent(upload_tables_kernel, blocks_for(words), kThreads, 0, stream, static_cast<uint4*>(to),
+                   static_cast<const uint4*>(from), words);
 }
 
 void embed(void* out, const void* table, const int32_t* token, const int32_t* slot, const int32_t* last_token,

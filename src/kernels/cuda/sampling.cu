@@ -55,7 +55,7 @@ struct Shared {
 
 __device__ u64 largest(const Row& row, Shared& shared) {
   float best = -INFINITY;
-  int id = static_cast<int>(threadIdx.x) * 4;  // the first that it has, if any
+  int id = static_cast<int>(threadIdx.x) * 4;  // where no logit is above that, thread 0's is the least id
   row.each([&](int i, float logit) {
     if (logit > best) best = logit, id = i;
   });
