@@ -21,6 +21,7 @@ std::atomic<bool> stop_requested{false};  // set by signals, read by the watchdo
 void catch_signals(int, char**, char**) {
   for (int signal : {SIGTERM, SIGUSR1}) std::signal(signal, [](int) { stop_requested = true; });
   std::signal(SIGXFSZ, SIG_IGN);  // a file at its size limit is a write error like a full disk
+  std::signal(SIGPIPE, SIG_IGN);  // so is a rank that died, over TCP, or a reader that left
 }
 [[gnu::section(".preinit_array"), gnu::used]] void (*before_libraries)(int, char**, char**) = catch_signals;
 

@@ -135,6 +135,15 @@ class Contract(program.ProgramTest):
         self.assertEqual(run.returncode, 75, errors)
         self.assertIn("stopped with 200 prompts left: --resume continues", errors)
 
+    def test_readers_that_leave_do_not_end_a_run(self):
+        output = self.folder / "out"
+        run = self.start(1, "run", "--model", self.project / "configs/demo_model", *CPU, "--output-dir", output, "--prompts",
+                         self.prompts(3), "--max-new-tokens", 4)
+        run.stdout.close()
+        run.stderr.close()
+        self.assertEqual(run.wait(timeout=60), 0)
+        self.assertEqual(len(program.lines_of(output / "completions.jsonl")), 3)
+
     def test_one_prompt_is_printed_and_refused_where_it_does_not_fit(self):
         for ranks in program.either(2, 1):
             done = self.run_program(ranks, "run", "--model", self.project / "configs/demo_model", *CPU, "--prompt",
