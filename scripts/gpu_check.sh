@@ -2,7 +2,7 @@
 # What only a machine with GPUs can show, in parts of a few minutes each. Such a machine may be bare and without a
 # network: it needs the CUDA toolkit, g++, cmake, ninja, and a python3 with torch.
 # usage: scripts/gpu_check.sh pack                    (where there is a network) Debian's packages to build/gpu-packages
-#        scripts/gpu_check.sh build|tests|equality|speed|scaling...    (where there are GPUs) unpacks what is missing;
+#        scripts/gpu_check.sh build|tests|equality|speed|scaling|faults...    (where there are GPUs) unpacks what is missing;
 #                                                    figures go to build/gpu-results
 source "$(dirname "$0")/lib.sh"
 packages=build/gpu-packages
@@ -159,12 +159,40 @@ part_scaling() {
   fi
 }
 
-if [ $# = 0 ]; then set -- build tests equality speed scaling; fi
+# Two GPUs: many steps with lanes in flight, then lost ranks.
+part_faults() {
+  if [ "$gpus" -lt 2 ]; then
+    echo "not run: 2 GPUs (there are $gpus)"
+    return
+  fi
+  mkdir -p $results
+  step "faults: 100,000 steps, three lanes on two GPUs, with the tokens of a reference run"
+  local prompts=$results/stress-prompts.jsonl
+  python3 -c '
+import json
+for i in range(450):
+    print(json.dumps({"prompt_token_ids": [1] + [3 + (i * 7919 + j * j * 31) % 1997 for j in range(1 + i % 29)],
+                      "max_new_tokens": 480, "ignore_eos": True}))' >$prompts
+  local stress=(build/gpu/pipeinfer run --model configs/demo_model --precision fp32 --prompts $prompts --batch-size 6 --overwrite)
+  "${stress[@]}" --local-debug --output-dir $results/stress-reference
+  over 2 "${stress[@]}" --lanes 3 --output-dir $results/stress
+  python3 tests/gpu/compare_transformers.py tokens $results/{stress-reference/reference,stress/completions}.jsonl
+  python3 -c '
+import json, sys
+steps = json.load(open(sys.argv[1]))["steps"]
+print(steps, "steps")
+sys.exit(steps < 100000)' $results/stress/summary.json
+
+  step "faults: ranks killed and stopped at random"
+  python3 tests/app/chaos.py build/gpu/pipeinfer . --device cuda --ranks 2 --timeout-s 5 --rounds 8 --launcher mpirun recovery
+}
+
+if [ $# = 0 ]; then set -- build tests equality speed scaling faults; fi
 for part in "$@"; do
   step "$part"
   case $part in
     pack) pack ;;
-    build | tests | equality | speed | scaling) "part_$part" ;;
-    *) echo "gpu_check.sh: no part is called $part: pack, build, tests, equality, speed, scaling" >&2; exit 2 ;;
+    build | tests | equality | speed | scaling | faults) "part_$part" ;;
+    *) echo "gpu_check.sh: no part is called $part: pack, build, tests, equality, speed, scaling, faults" >&2; exit 2 ;;
   esac
 done

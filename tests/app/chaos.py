@@ -2,6 +2,7 @@
 """Kills or stops a random rank of a run at a random moment, then resumes the run. One line a round; exit 1 on a failure.
 
 usage: chaos.py PROGRAM PROJECT_ROOT [--rounds N] [--seed S] [--timeout-s T] [--launcher mpirun|recovery|srun ...]
+                [--device cpu|cuda] [--ranks N ...]
 
 What must hold after each round:
 - every process of the run (found by a marker in its environment) is gone within timeout_s + 10 s of the blow;
@@ -83,17 +84,19 @@ def whole_lines(folder):
 
 
 class Chaos:
-    def __init__(self, program, project, folder, timeout_s=2.0, cluster=None):
+    def __init__(self, program, project, folder, timeout_s=2.0, cluster=None, device="cpu", ranks=(2, 3)):
         self.program = str(program)
         self.folder = Path(folder)
         self.timeout_s = timeout_s
+        self.ranks = ranks
         self.environment = {**(cluster.environment() if cluster else os.environ), **MPI_ENVIRONMENT}
         prompts = self.folder / "prompts.jsonl"
         prompts.write_text("".join(
             json.dumps({"id": f"p{i}", "prompt": f"And the LORD said {i}", "ignore_eos": True}) + "\n"
             for i in range(N_PROMPTS)))
         self.arguments = ["run", "--model", str(project / "configs/demo_model"), "--prompts", str(prompts), "--device",
-                          "cpu", "--threads", "1", "--max-new-tokens", "80", "--batch-size", "6"]
+                          device, "--precision", "fp32", "--threads", "1", "--max-new-tokens", "80",
+                          "--batch-size", "6"]
         self.expected = self.complete(self.folder / "undisturbed")
 
     def launch(self, launcher, ranks):
@@ -113,7 +116,7 @@ class Chaos:
 
     def random_round(self, seed, launchers):
         dice = random.Random(seed)
-        launcher, ranks = dice.choice(launchers), dice.choice((2, 3))
+        launcher, ranks = dice.choice(launchers), dice.choice(self.ranks)
         victim, blow = dice.randrange(ranks), dice.choice((signal.SIGKILL, signal.SIGSTOP))
         moment = dice.choice(("start", "start", "serving", "serving", "end"))
         return self.round(seed, launcher, ranks, victim, blow, moment)
@@ -125,7 +128,7 @@ class Chaos:
         output = self.folder / f"{launcher}-{ranks}-{victim}-{blow.name}-{moment}-{seed}"
         try:
             fate = self.attempt(dice, output, launcher, ranks, victim, blow, moment)
-            self.check_resume(output, dice.choice((1, 2, 3)))
+            self.check_resume(output, dice.choice((1, *self.ranks)))
             return what + fate
         except Violation as violation:
             raise Violation(f"{what}{moment}: {violation}") from None
@@ -229,6 +232,8 @@ def main():
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--timeout-s", type=float, default=2)
     parser.add_argument("--launcher", nargs="+", default=["mpirun", "recovery", "srun"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3])
     options = parser.parse_args()
     failures = 0
     with contextlib.ExitStack() as stack:
@@ -242,7 +247,8 @@ def main():
                 options.launcher.remove("srun")
             else:
                 cluster = stack.enter_context(Cluster(nodes=2))
-        chaos = Chaos(options.program.resolve(), options.project.resolve(), folder, options.timeout_s, cluster)
+        chaos = Chaos(options.program.resolve(), options.project.resolve(), folder, options.timeout_s, cluster, options.device,
+                      options.ranks)
         for seed in range(options.seed, options.seed + options.rounds):
             try:
                 print(chaos.random_round(seed, options.launcher), flush=True)
