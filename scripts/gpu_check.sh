@@ -111,7 +111,7 @@ EOF
 part_speed() {
   mkdir -p $results
   local bench=(build/gpu/pipeinfer bench --shape openllama-3b)
-  "${bench[@]}" --batch-size 1,8,16,64 --prompt-tokens 128 --new-tokens 128 --json $results/speed.jsonl
+  "${bench[@]}" --batch-size 1,8,16,32,64 --prompt-tokens 128 --new-tokens 128 --json $results/speed.jsonl
   "${bench[@]}" --batch-size 128 --prompt-tokens 1024 --new-tokens 64 --json $results/speed-long.jsonl
   step "speed: kernel by kernel, and library products with plain kernels"
   "${bench[@]}" --no-cuda-graphs --batch-size 1,64 --prompt-tokens 128 --new-tokens 128 --json $results/no-graphs.jsonl
@@ -156,6 +156,11 @@ part_scaling() {
       --prompt-tokens 128 --new-tokens 128 --json $results/sockets.jsonl
     over 2 build/gpu/pipeinfer bench --shape openllama-3b --batch-size 128 --prompt-tokens 128 --new-tokens 128 \
       --json $results/nvlink.jsonl
+    step "scaling: a timeline of 2 GPUs"
+    make_model
+    over 2 build/gpu/pipeinfer run --model "$model" --prompts prompts/prompts.jsonl --batch-size 32 --max-new-tokens 64 \
+      --ignore-eos --trace --overwrite --output-dir $results/timeline
+    python3 scripts/plot_trace.py $results/timeline/trace.json $results/timeline.svg --begin-ms 100 --ms 20
   fi
 }
 

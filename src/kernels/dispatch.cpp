@@ -81,19 +81,25 @@ void linear_cuda(void* out, const void* x, const void* weight, const void* bias,
     ops(stream).linear_cuda(out, x, weight, bias, n_rows, n_out, n_in, dtype, out_dtype, stream);
 }
 
-bool can_fuse_linear(int n_in, DType dtype, Device device) {
-  return device.is_cuda() && dtype != DType::fp32 && n_in % 8 == 0 && device_info(device).compute_major >= 8;
+int fused_rows(int n_in, DType dtype, Device device) {
+  if (!device.is_cuda() || dtype == DType::fp32 || n_in % 8 != 0) return 0;
+  return cuda_ops().fused_rows(n_in, dtype, device);
+}
+
+int norm_parts(int n, int n_rows, DType dtype, Device device) {
+  PI_CHECK(fused_rows(8, dtype, device) > 0, "a split norm of ", dtype_name(dtype));
+  return cuda_ops().norm_parts(n, n_rows, dtype, device);
 }
 
 void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
-  PI_CHECK(can_fuse_linear(8, dtype, stream.device()), "split_norm of ", dtype_name(dtype));
+  PI_CHECK(fused_rows(8, dtype, stream.device()) > 0, "split_norm of ", dtype_name(dtype));
+  PI_CHECK(norm.parts > 0 && norm.parts <= std::min(n, kNormParts), norm.parts, " parts of a norm of ", n);
   if (n_rows > 0) ops(stream).split_norm(x, norm, n_rows, n, dtype, stream);
 }
 
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
-  PI_CHECK(stream.device().is_cuda() && dtype != DType::fp32 && p.n_in % 8 == 0, "fused_linear of ", p.n_in,
-           " elements of ", dtype_name(dtype));
-  PI_CHECK(p.n_rows <= kFusedRows, "fused_linear of ", p.n_rows, " rows");
+  PI_CHECK(p.n_rows <= fused_rows(p.n_in, dtype, stream.device()), "fused_linear of ", p.n_rows, " rows of ",
+           p.n_in, " elements of ", dtype_name(dtype));
   if (p.n_rows > 0) ops(stream).fused_linear(p, dtype, stream);
 }
 

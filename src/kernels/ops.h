@@ -17,6 +17,8 @@ struct Ops {
   decltype(&kernels::silu_mul) silu_mul;
   decltype(&kernels::linear_cuda) linear_cuda;
   decltype(&kernels::split_norm) split_norm;
+  decltype(&kernels::fused_rows) fused_rows;
+  decltype(&kernels::norm_parts) norm_parts;
   decltype(&kernels::fused_linear) fused_linear;
   decltype(&kernels::upload_tables) upload_tables;
   decltype(&kernels::set_blocks) set_blocks;
@@ -63,6 +65,8 @@ decltype(kernels::decode_workspace_bytes) decode_workspace_bytes;
 decltype(kernels::silu_mul) silu_mul;
 decltype(kernels::linear_cuda) linear_cuda;
 decltype(kernels::split_norm) split_norm;
+decltype(kernels::fused_rows) fused_rows;
+decltype(kernels::norm_parts) norm_parts;
 decltype(kernels::fused_linear) fused_linear;
 decltype(kernels::upload_tables) upload_tables;
 decltype(kernels::set_blocks) set_blocks;

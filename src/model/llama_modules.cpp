@@ -87,8 +87,13 @@ void RmsNorm::forward(void* out, void* x, const void* delta, const int32_t* row,
   kernels::rms_norm(out, x, delta, weight_.data_ptr(), row, n_rows, weight_.size(0), eps_, dtype, stream);
 }
 
-kernels::SplitNorm RmsNorm::split(const Workspace& space) const {
-  return {.weight = weight_.data_ptr(), .eps = eps_, .scaled = space.normed, .squares = space.squares};
+kernels::SplitNorm RmsNorm::split(const Pass& pass) const {
+  return {.weight = weight_.data_ptr(),
+          .eps = eps_,
+          .scaled = pass.space.normed,
+          .squares = pass.space.squares,
+          .parts = kernels::norm_parts(static_cast<int>(weight_.size(0)), pass.tokens.n_tokens, pass.dtype,
+                                       pass.stream.device())};
 }
 
 Attention::Attention(ParameterMaker& maker, const std::string& name, const ModelConfig& config)
@@ -202,9 +207,9 @@ void DecoderLayer::forward(const Pass& pass, const void* delta, const kernels::K
 }
 
 void DecoderLayer::forward_fused(const Pass& pass, const RmsNorm* next, const kernels::KvLayer& cache) const {
-  const kernels::SplitNorm between = post_attention_layernorm_->split(pass.space);
-  self_attn_->forward_fused(pass, input_layernorm_->split(pass.space), between, cache);
-  mlp_->forward_fused(pass, between, next ? next->split(pass.space) : kernels::SplitNorm{});
+  const kernels::SplitNorm between = post_attention_layernorm_->split(pass);
+  self_attn_->forward_fused(pass, input_layernorm_->split(pass), between, cache);
+  mlp_->forward_fused(pass, between, next ? next->split(pass) : kernels::SplitNorm{});
 }
 
 LlamaModel::LlamaModel(ParameterMaker& maker, const ModelConfig& config, const StageOptions& options)
@@ -234,7 +239,7 @@ void LlamaModel::embed(const Pass& pass, const int32_t* token, const int32_t* la
 
 void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
   if (pass.fused) {
-    kernels::split_norm(pass.x, layers_[0]->input_layernorm().split(pass.space), pass.tokens.n_tokens,
+    kernels::split_norm(pass.x, layers_[0]->input_layernorm().split(pass), pass.tokens.n_tokens,
                         static_cast<int>(hidden_), pass.dtype, pass.stream);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const RmsNorm* next = i + 1 < layers_.size() ? &layers_[i + 1]->input_layernorm() : norm_.get();
@@ -256,18 +261,18 @@ void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n
     head.out = logits;
     head.row = row;
     head.epilogue = kernels::Epilogue::store_fp32;
-    head.norm = norm_->split(pass.space);
+    head.norm = norm_->split(pass);
     return kernels::fused_linear(head, pass.dtype, pass.stream);
   }
   norm_->forward(pass.space.normed, pass.x, nullptr, row, n_rows, pass.dtype, pass.stream);
   lm_head_->forward(logits, pass.space.normed, n_rows, pass.dtype, DType::fp32, pass.stream);
 }
 
-bool can_fuse(const ModelConfig& config, const StageOptions& options, Device device) {
-  if (options.reference_kernels) return false;
+int fused_tokens(const ModelConfig& config, const StageOptions& options, Device device) {
+  int most = options.reference_kernels ? 0 : kernels::kFusedRows;
   for (int64_t n_in : {config.hidden_size, config.q_size(), config.intermediate_size})
-    if (!kernels::can_fuse_linear(static_cast<int>(n_in), options.dtype, device)) return false;
-  return true;
+    most = std::min(most, kernels::fused_rows(static_cast<int>(n_in), options.dtype, device));
+  return most;
 }
 
 StageModules::StageModules(const ModelConfig& config, const StageOptions& options, Arena& arena,

@@ -76,7 +76,7 @@ class RmsNorm : public torch::nn::Module {
   RmsNorm(ParameterMaker& maker, const std::string& name, int64_t hidden, double eps);
 
   /// The norm as it goes between fused products, of which at most one is under way at a time.
-  kernels::SplitNorm split(const Workspace& space) const;
+  kernels::SplitNorm split(const Pass& pass) const;
 
   /// out = norm(x += delta); see kernels::rms_norm.
   void forward(void* out, void* x, const void* delta, const int32_t* row, int n_rows, DType dtype,

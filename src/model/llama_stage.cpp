@@ -116,7 +116,7 @@ struct LlamaStage::Impl {
   HostTables host;
   std::vector<int32_t> n_blocks;  // [slots]
   LogitsHook hook;
-  bool fusible;
+  int most_fused;               // tokens of a fused pass
   size_t position_offset;       // from decode_slot(), in elements
   std::map<int, Graph> graphs;  // by their rows; last: they go first
 };
@@ -136,7 +136,7 @@ LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, D
       space(make_workspace(config, options, work)),
       upload(options, device, space.tables),
       n_blocks(options.slots, 0),
-      fusible(can_fuse(config, options, device)),
+      most_fused(fused_tokens(config, options, device)),
       position_offset(StepUpload::padded(options.max_graph_rows() * sizeof(int32_t)) / sizeof(int32_t)) {
   const std::vector<float> frequencies = inv_freq(config);
   const std::vector<int32_t> null_blocks(options.max_blocks(), cache.null_block());
@@ -194,7 +194,7 @@ Pass LlamaStage::Impl::make_pass(void* x, kernels::TokenTable tokens, Stream& st
           .tokens = tokens,
           .dtype = options.dtype,
           .stream = stream,
-          .fused = fusible && tokens.n_tokens <= kernels::kFusedRows};
+          .fused = tokens.n_tokens <= most_fused};
 }
 
 // The rows' tables are at addresses that never change.

@@ -21,11 +21,11 @@ struct Pass {
   kernels::TokenTable tokens;
   DType dtype;
   Stream& stream;
-  bool fused = false;  // fused products; see can_fuse
+  bool fused = false;  // fused products; see fused_tokens
 };
 
-/// Whether passes of n_tokens tokens may be fused: products of few rows, in 16 bits, on a GPU that has the instructions.
-bool can_fuse(const ModelConfig& config, const StageOptions& options, Device device);
+/// Most tokens of a pass that may be fused; 0: none. That takes 16 bits, and a GPU that has the instructions.
+int fused_tokens(const ModelConfig& config, const StageOptions& options, Device device);
 
 class LlamaModel;
 

@@ -4,7 +4,9 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -17,6 +19,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 namespace {
 
+constexpr int kWarpgroup = 4 * kWarp;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kGuardBytes = 1 << 10;  // behind the dynamic shared memory
 
@@ -34,6 +37,32 @@ struct Copy {
   }
 };
 
+struct Product {
+  float* sums;
+  std::function<void(float*)> add;  // null when it has
+};
+
+/// A thread's asynchronous products.
+struct Products {
+  std::vector<std::vector<Product>> batches;  // oldest first, the last one still open where it has begun
+  bool begun = false;
+  std::map<float*, std::vector<float>> sums;  // what will be there
+
+  void add(std::vector<Product>& batch) {
+    for (Product& product : batch) {
+      if (product.add) std::exchange(product.add, nullptr)(sums[product.sums].data());
+    }
+  }
+  bool has(const float* to) const {
+    for (const auto& batch : batches) {
+      for (const Product& product : batch) {
+        if (product.sums == to) return true;
+      }
+    }
+    return false;
+  }
+};
+
 /// A thread of the block. It runs kernel after kernel on its own stack: contexts begin with setcontext, and later
 /// switches are _longjmp, which unlike swapcontext makes no system call.
 struct Fiber {
@@ -43,9 +72,10 @@ struct Fiber {
   bool started = false;
   std::vector<Copy> open;                 // copies not yet in a group
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
+  Products products;
 };
 
-/// Where threads meet, of a warp or a block.
+/// Where threads meet, of a warp, a warpgroup, a block or a cluster.
 struct Meeting {
   size_t size = 0;
   std::vector<int> waiting;
@@ -55,35 +85,51 @@ struct Meeting {
 struct Warp {
   std::vector<int> ready;  // threads
   Meeting barrier;
+  Meeting group;  // of the warpgroup, the first warp's
   // Even and odd meetings take turns: a lane is never two ahead of another.
   std::array<Shown, kWarp> shown[2];
   unsigned meetings = 0;
 };
 
+struct Block {
+  std::array<Meeting, 16> barriers;  // the first is __syncthreads'
+  size_t finished = 0;               // threads
+};
+
+// Threads, and so fibers and warps, are counted through the cluster.
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
-Meeting block_barrier;
+std::vector<Block> blocks;
+Meeting cluster_barrier;
 jmp_buf scheduler;
-int current;  // thread that runs
+int current;           // thread that runs
+unsigned first_block;  // of the cluster
 size_t finished;
 const std::function<void()>* body;
 std::exception_ptr error;
 
-alignas(1024) char shared_memory[kMaxShared + kGuardBytes];
+alignas(1024) char shared_memory[kMaxCluster][kMaxShared + kGuardBytes];
 size_t shared_size;
 std::vector<const void*> poisoned;  // __shared__ variables of this block
 
-std::vector<std::pair<Copy, Barrier*>> counted;  // copies that a barrier counts, not landed
-std::vector<int> parked;                         // threads that wait for a barrier's phase
+struct Counted {
+  std::function<void()> land;
+  int bytes;
+  Barrier* barrier;
+};
+std::vector<Counted> counted;  // copies that a barrier counts, not landed
+std::vector<int> parked;       // threads that wait for a barrier's phase
 
 void land_one() {
   std::swap(counted[below(counted.size())], counted.back());
-  const auto [copy, barrier] = counted.back();
+  const Counted copy = std::move(counted.back());
   counted.pop_back();
   copy.land();
-  barrier->bytes -= copy.bytes;
-  barrier->end_phase();
+  copy.barrier->bytes -= copy.bytes;
+  copy.barrier->end_phase();
 }
+
+Block& current_block() { return blocks[cluster_rank()]; }
 
 /// Back to the scheduler, until it resumes this fiber.
 void pause() {
@@ -97,6 +143,7 @@ void fiber_main() {
     } catch (...) {
       error = std::current_exception();
     }
+    ++current_block().finished;
     ++finished;
     pause();
   }
@@ -104,7 +151,8 @@ void fiber_main() {
 
 void resume(int thread) {
   current = thread;
-  threadIdx = {static_cast<unsigned>(thread)};
+  threadIdx.x = thread % blockDim.x;
+  blockIdx.x = first_block + cluster_rank();
   Fiber& fiber = *fibers[thread];
   if (_setjmp(scheduler) != 0) return;
   if (fiber.started) _longjmp(fiber.at, 1);
@@ -135,7 +183,7 @@ bool meet(Meeting& barrier, const char* operation) {
 /// Lets warps take turns: for one switch of each ready lane, or until all its lanes wait for other warps.
 void run_threads() {
   std::vector<Warp*> ready;
-  while (finished < blockDim.x && !error) {
+  while (finished < blocks.size() * blockDim.x && !error) {
     ready.clear();
     for (Warp& warp : warps) {
       if (!warp.ready.empty()) ready.push_back(&warp);
@@ -157,76 +205,117 @@ void run_threads() {
   if (error) std::rethrow_exception(std::exchange(error, nullptr));
 }
 
-void run_block(unsigned x, unsigned y) {
+/// The blocks from (x, y) on, as many as there are in `blocks`.
+void run_cluster(unsigned x, unsigned y) {
+  first_block = x;
   blockIdx = {x, y};
-  std::memset(shared_memory, 0xff, shared_size + kGuardBytes);
+  const size_t threads = blocks.size() * blockDim.x;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    std::memset(shared_memory[i], 0xff, shared_size + kGuardBytes);
+    blocks[i].barriers[0].size = blockDim.x;
+    blocks[i].finished = 0;
+  }
+  cluster_barrier.size = threads;
   poisoned.clear();
   finished = 0;
-  warps.resize(blockDim.x / kWarp);
+  warps.resize(threads / kWarp);
   for (size_t w = 0; w < warps.size(); ++w) {
     warps[w].ready.resize(kWarp);
     std::iota(warps[w].ready.begin(), warps[w].ready.end(), w * kWarp);
     warps[w].barrier.size = kWarp;
   }
-  block_barrier.size = blockDim.x;
   run_threads();
-  for (const auto& fiber : fibers) {
+  for (size_t i = 0; i < threads; ++i) {
+    Fiber* const fiber = fibers[i].get();
     for (const auto& group : fiber->groups) {
       if (!group.empty()) fail("an asynchronous copy was never waited for");
     }
     if (!fiber->open.empty()) fail("an asynchronous copy was never committed");
     fiber->groups.clear();
+    if (!fiber->products.sums.empty()) fail("a product was never waited for");
+    fiber->products = {};
   }
   if (!counted.empty()) fail("a copy that a barrier counts was never waited for");
-  const char* end = shared_memory + shared_size;
-  if (std::any_of(end, end + kGuardBytes, [](char byte) { return byte != '\xff'; }))
-    fail("a kernel wrote behind its dynamic shared memory");
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const char* end = shared_memory[i] + shared_size;
+    if (std::any_of(end, end + kGuardBytes, [](char byte) { return byte != '\xff'; }))
+      fail("a kernel wrote behind its dynamic shared memory");
+  }
 }
 
 }  // namespace
 
 void fail(const std::string& what) { throw std::runtime_error("emulator: " + what); }
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+void run(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, const std::function<void()>& thread) {
   if (block.x == 0 || block.x > 1024 || block.x % kWarp != 0 || block.y * block.z * grid.z != 1)
     fail("a block is 1 to 32 whole warps in x, a grid has x and y");
   if (grid.x == 0 || grid.y == 0 || grid.y > 65535) fail("a grid has 1 to 65535 blocks in y, and some in x");
+  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0)
+    fail("a cluster has 1 to 8 blocks, and a grid whole clusters in x");
   if (shared_bytes > kMaxShared) fail("too much shared memory");
-  while (fibers.size() < block.x) fibers.push_back(std::make_unique<Fiber>());
+  while (fibers.size() < cluster * block.x) fibers.push_back(std::make_unique<Fiber>());
   gridDim = grid;
   blockDim = block;
   shared_size = shared_bytes;
   body = &thread;
-  std::vector<unsigned> order(size_t{grid.x} * grid.y);
+  blocks.resize(cluster);
+  std::vector<unsigned> order(size_t{grid.x / cluster} * grid.y);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), rng);
   try {
-    for (unsigned i : order) run_block(i % grid.x, i / grid.x);
+    for (unsigned i : order) run_cluster(i * cluster % grid.x, i / (grid.x / cluster));
   } catch (...) {  // threads are stuck anywhere: the next kernel gets new ones
     fibers.clear();
     warps.clear();
     counted.clear();
     parked.clear();
-    block_barrier = {};
+    blocks.clear();
+    cluster_barrier = {};
     throw;
   }
 }
 
-void* dynamic_shared() { return shared_memory; }
+void* dynamic_shared() { return shared_memory[cluster_rank()]; }
 
 void check_shared(const void* data, size_t bytes, size_t alignment) {
-  const size_t offset = static_cast<const char*>(data) - shared_memory;  // huge where it lies before
+  // Huge where it lies before.
+  const size_t offset = static_cast<const char*>(data) - shared_memory[cluster_rank()];
   if (offset > shared_size || bytes > shared_size - offset) fail("an address beyond dynamic shared memory");
   if (offset % alignment != 0) fail("an address in shared memory that is not aligned");
 }
 
+unsigned cluster_rank() { return current / blockDim.x; }
+
+const void* of_cluster(const void* own, int rank) {
+  check_shared(own, 16, 16);
+  if (rank < 0 || rank >= static_cast<int>(blocks.size())) fail("no such block in the cluster");
+  if (blocks[rank].finished == blockDim.x)
+    fail("shared memory is read of a block of the cluster that has finished");
+  return shared_memory[rank] + (static_cast<const char*>(own) - shared_memory[cluster_rank()]);
+}
+
 void poison_once(void* data, size_t bytes) {
+  if (blocks.size() > 1) fail("a __shared__ variable, of which the emulator has one, in a cluster of blocks");
   if (std::find(poisoned.begin(), poisoned.end(), data) != poisoned.end()) return;
   std::memset(data, 0xff, bytes);
   poisoned.push_back(data);
 }
 
-void sync_block() { meet(block_barrier, "__syncthreads"); }
+void sync_block() { meet(current_block().barriers[0], "__syncthreads"); }
+
+void sync_cluster() { meet(cluster_barrier, "sync_cluster"); }
+
+void sync_threads(int id, int threads) {
+  if (id < 1 || id > 15 || threads <= 0 || threads > static_cast<int>(blockDim.x) || threads % kWarp != 0)
+    fail("a named barrier is 1 to 15, of whole warps of the block");
+  sync_warp("sync_threads");
+  Meeting& barrier = current_block().barriers[id];
+  if (!barrier.waiting.empty() && barrier.size != static_cast<size_t>(threads))
+    fail("threads that should meet at a named barrier differ in how many they are");
+  barrier.size = threads;
+  meet(barrier, "sync_threads");
+}
 
 void sync_warp(const char* operation) {
   Warp& warp = warps[current / kWarp];
@@ -262,7 +351,7 @@ void Barrier::init(int n) {
 }
 
 void Barrier::end_phase() {
-  if (open > 0 || bytes > 0) return;
+  if (open > 0 || bytes != 0) return;
   open = arrivals;
   ++phase;
   for (int thread : parked) warps[thread / kWarp].ready.push_back(thread);
@@ -289,8 +378,51 @@ void Barrier::copy(void* to, const void* from, int size) {
   check_shared(to, size, 16);
   if (size <= 0 || size % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
     fail("a bulk copy of a size or from an address that is no multiple of 16");
+  copy(to, size, [=] { std::memcpy(to, from, size); });
+}
+
+void Barrier::copy(void* to, int size, std::function<void()> land) {
   std::memset(to, 0xff, size);
-  counted.push_back({{to, from, size, size}, this});
+  counted.push_back({std::move(land), size, this});
+}
+
+void begin_products() {
+  Products& products = fibers[current]->products;
+  if (!std::exchange(products.begun, true)) products.batches.emplace_back();
+}
+
+void start_product(float* sums, int n, std::function<void(float*)> add) {
+  Products& products = fibers[current]->products;
+  if (!products.begun) fail("a batch of products that has not begun");
+  if (products.sums.try_emplace(sums, sums, sums + n).second) std::fill_n(sums, n, NAN);
+  products.batches.back().push_back({sums, std::move(add)});
+  if (below(2) == 0) {
+    for (auto& batch : products.batches) products.add(batch);
+  }
+}
+
+void end_products() {
+  begin_products();  // an empty batch counts
+  fibers[current]->products.begun = false;
+}
+
+void wait_products(int n) {
+  Products& products = fibers[current]->products;
+  auto& batches = products.batches;
+  while (static_cast<int>(batches.size() - products.begun) > n) {
+    products.add(batches.front());
+    batches.erase(batches.begin());
+  }
+  std::erase_if(products.sums, [&](const auto& entry) {
+    const auto& [to, values] = entry;
+    if (products.has(to)) return false;
+    std::copy(values.begin(), values.end(), to);
+    return true;
+  });
+  // A product is the warpgroup's: when one thread has waited for it, it has read all that it reads.
+  Meeting& group = warps[(current - threadIdx.x % kWarpgroup) / kWarp].group;
+  group.size = kWarpgroup;
+  meet(group, "wait_products");
 }
 
 void commit_copies() {

@@ -95,18 +95,22 @@ class FusedLinearTest : public KernelTest {
     Tensor scaled(dtype, size_t(x_rows) * p.n_in, stream_), next(dtype, size_t(p.n_rows) * p.n_out, stream_);
     Tensor squares(DType::fp32, size_t(x_rows) * kNormParts, stream_),
         next_squares(DType::fp32, size_t(p.n_rows) * kNormParts, stream_);
-    const auto split = [](const Tensor& weight, Tensor& scaled, Tensor& squares) {
+    const auto split = [](const Tensor& weight, Tensor& scaled, Tensor& squares, int parts) {
       return SplitNorm{.weight = weight.data(),
                        .eps = 1e-6f,
                        .scaled = scaled.data(),
-                       .squares = static_cast<float*>(squares.data())};
+                       .squares = static_cast<float*>(squares.data()),
+                       .parts = parts};
     };
     if (norm) {
-      p.norm = split(norms, scaled, squares);
+      p.norm = split(norms, scaled, squares, norm_parts(p.n_in, x_rows, dtype, kDevice));
       p.x = scaled.data();
       split_norm(x.data(), p.norm, x_rows, p.n_in, dtype, stream_);
     }
-    if (p.epilogue == Epilogue::add) p.next = split(biases, next, next_squares);
+    if (p.epilogue == Epilogue::add) {
+      const int parts = norm_parts(p.n_out, p.n_rows, dtype, kDevice);
+      p.next = split(biases, next, next_squares, parts);
+    }
     fused_linear(p, dtype, stream_);
 
     std::vector<double> expected;
@@ -162,50 +166,58 @@ class FusedLinearTest : public KernelTest {
 };
 
 TEST_F(FusedLinearTest, EqualsTheSameInDouble) {
-  if (!can_fuse_linear(64, DType::fp16, kDevice)) GTEST_SKIP() << "needs compute capability 8.0";
+  if (!fused_rows(64, DType::fp16, kDevice)) GTEST_SKIP() << "needs compute capability 8.0";
   const struct {
     int rows, out, in;
-  } sizes[] = {{1, 2, 8},       {1, 200, 200},   {3, 348, 136},  {8, 1300, 640},
-               {9, 64, 72},     {16, 400, 200},  {5, 34, 1288},  {1, 9600, 3200},
-               {16, 640, 8640}, {7, 17280, 320}, {2, 32000, 64}, {13, 3200, 512}};
+  } sizes[] = {{1, 2, 8},       {1, 200, 200},   {3, 348, 136},   {8, 1300, 640},  {9, 64, 72},
+               {16, 400, 200},  {5, 34, 1288},   {1, 9600, 3200}, {16, 640, 8640}, {7, 17280, 320},
+               {2, 32000, 64},  {13, 3200, 512}, {17, 64, 72},    {64, 400, 200},  {33, 352, 136},
+               {31, 1304, 640}, {64, 9600, 128}, {40, 3200, 512}, {50, 17280, 64}, {33, 32000, 64},
+               {24, 4096, 320}, {17, 3200, 2048}};
   for (DType dtype : {DType::fp16, DType::bf16})
     for (const auto& size : sizes) {
-      if (is_emulated() && size.out * size.in > 1000000) continue;
+      if (is_emulated() && size.rows * size.out * size.in > 10000000) continue;
+      if (size.rows > fused_rows(size.in, dtype, kDevice)) continue;
       for (Epilogue epilogue : {Epilogue::store, Epilogue::store_fp32, Epilogue::add, Epilogue::silu_mul}) {
         FusedLinear p{.n_rows = size.rows, .n_out = size.out, .n_in = size.in, .epilogue = epilogue};
-        check(p, dtype, integer(0, 1), integer(0, 1), integer(0, 1));
+        check(p, dtype, integer(0, 1), integer(0, 1), epilogue == Epilogue::store_fp32 && integer(0, 1));
       }
     }
 }
 
 // Each launch may start while the one before it runs: a chain in which every product reads what the last one wrote.
 TEST_F(FusedLinearTest, ChainsWaitForTheirInputs) {
-  if (!can_fuse_linear(64, DType::fp16, kDevice)) GTEST_SKIP() << "needs compute capability 8.0";
-  const int n = is_emulated() ? 128 : 1024, rounds = is_emulated() ? 20 : 200;
-  const Tensor weight = random(DType::fp16, n * n, 1 / std::sqrt(float(n))),
-               ones(DType::fp16, std::vector<float>(n, 1), stream_);
-  const std::vector<float> start = normal(4 * n);
-  const auto chain = [&](bool wait) {
-    Tensor a(DType::fp16, start, stream_), b(DType::fp16, start, stream_), x(DType::fp16, start, stream_);
-    Tensor squares(DType::fp32, size_t(4) * kNormParts, stream_);
-    const SplitNorm norm{
-        .weight = ones.data(), .scaled = b.data(), .squares = static_cast<float*>(squares.data())};
-    split_norm(a.data(), norm, 4, n, DType::fp16, stream_);
-    for (int i = 0; i < rounds; ++i) {  // a = norm(x) * weight^T; x += a * weight^T
-      const bool adds = i % 2;
-      FusedLinear p{.n_rows = 4, .n_out = n, .n_in = n};
-      p.x = (adds ? a : b).data();
-      p.out = (adds ? x : a).data();
-      p.weight = weight.data();
-      (adds ? p.next : p.norm) = norm;
-      if (adds) p.epilogue = Epilogue::add;
-      fused_linear(p, DType::fp16, stream_);
-      if (wait) Array<float>::wait(stream_);
-    }
-    return a.read(stream_);
-  };
-  const std::vector<float> alone = chain(true);
-  for (int i = 0; i < 5; ++i) EXPECT_EQ(chain(false), alone);
+  if (!fused_rows(64, DType::fp16, kDevice)) GTEST_SKIP() << "needs compute capability 8.0";
+  for (int rows : {4, 40}) {
+    if (rows > fused_rows(64, DType::fp16, kDevice)) continue;
+    const int n = is_emulated() ? 128 : 1024, rounds = is_emulated() ? 20 : 200;
+    const Tensor weight = random(DType::fp16, n * n, 1 / std::sqrt(float(n))),
+                 ones(DType::fp16, std::vector<float>(n, 1), stream_);
+    const std::vector<float> start = normal(rows * n);
+    const auto chain = [&](bool wait) {
+      Tensor a(DType::fp16, start, stream_), b(DType::fp16, start, stream_), x(DType::fp16, start, stream_);
+      Tensor squares(DType::fp32, size_t(rows) * kNormParts, stream_);
+      const SplitNorm norm{.weight = ones.data(),
+                           .scaled = b.data(),
+                           .squares = static_cast<float*>(squares.data()),
+                           .parts = norm_parts(n, rows, DType::fp16, kDevice)};
+      split_norm(a.data(), norm, rows, n, DType::fp16, stream_);
+      for (int i = 0; i < rounds; ++i) {  // a = norm(x) * weight^T; x += a * weight^T
+        const bool adds = i % 2;
+        FusedLinear p{.n_rows = rows, .n_out = n, .n_in = n};
+        p.x = (adds ? a : b).data();
+        p.out = (adds ? x : a).data();
+        p.weight = weight.data();
+        (adds ? p.next : p.norm) = norm;
+        if (adds) p.epilogue = Epilogue::add;
+        fused_linear(p, DType::fp16, stream_);
+        if (wait) Array<float>::wait(stream_);
+      }
+      return a.read(stream_);
+    };
+    const std::vector<float> alone = chain(true);
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(chain(false), alone) << rows << " rows";
+  }
 }
 
 }  // namespace

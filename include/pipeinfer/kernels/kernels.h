@@ -124,7 +124,7 @@ enum class Epilogue : uint8_t {
   silu_mul,    // out [n_rows, n_out / 2] = silu(sum of row i of weight) * sum of row n_out / 2 + i
 };
 
-inline constexpr int kFusedRows = 16;   ///< most rows of a fused product
+inline constexpr int kFusedRows = 64;   ///< most rows of a fused product anywhere, see fused_rows
 inline constexpr int kNormParts = 320;  ///< most parts of a split norm
 
 /// An RMS norm (arXiv:1910.07467) between two fused products. Whoever writes x also writes x * weight, and the squares of
@@ -134,7 +134,8 @@ struct SplitNorm {
   const void* weight = nullptr;  // [n]; null: no norm
   float eps = 0;
   void* scaled = nullptr;    // [n_rows, n]: x * weight
-  float* squares = nullptr;  // [n_rows, kNormParts]
+  float* squares = nullptr;  // [n_rows, kNormParts], of which the first `parts` count
+  int parts = 0;
 };
 void split_norm(const void* x,  // [n_rows, n]
                 const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream);
@@ -143,7 +144,7 @@ void split_norm(const void* x,  // [n_rows, n]
 struct FusedLinear {
   void* out = nullptr;
   const void* x = nullptr;       // [., n_in]; with a norm its `scaled`
-  const int32_t* row = nullptr;  // [n_rows]: picks rows of x; null: the first
+  const int32_t* row = nullptr;  // [n_rows]: picks rows of x; null: the first; only with Epilogue::store_fp32
   const void* weight = nullptr;  // [n_out, n_in]
   const void* bias = nullptr;    // [n_out] or null
   SplitNorm norm = {};           // of x
@@ -152,8 +153,10 @@ struct FusedLinear {
   Epilogue epilogue = Epilogue::store;
 };
 
-/// Whether fused_linear runs products over n_in elements there: 16-bit types on a GPU of compute capability 8.0 and up.
-bool can_fuse_linear(int n_in, DType dtype, Device device);
+/// Most rows of fused products over n_in elements there: 0 but for 16-bit types on a GPU of compute capability 8.0 and up.
+int fused_rows(int n_in, DType dtype, Device device);
+/// SplitNorm::parts of a norm of n columns around fused products of n_rows rows.
+int norm_parts(int n, int n_rows, DType dtype, Device device);
 /// Reads the weight once at the memory's speed; all pointers are multiples of 16 bytes.
 void fused_linear(const FusedLinear& linear, DType dtype, Stream& stream);
 

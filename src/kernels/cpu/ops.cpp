@@ -15,6 +15,8 @@ const Ops& cpu_ops() {
       .silu_mul = cpu::silu_mul,
       .linear_cuda = nullptr,  // these are refused by name before they get here
       .split_norm = nullptr,
+      .fused_rows = nullptr,
+      .norm_parts = nullptr,
       .fused_linear = nullptr,
       .upload_tables = cpu::upload_tables,
       .set_blocks = cpu::set_blocks,

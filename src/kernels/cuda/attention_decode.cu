@@ -17,6 +17,13 @@ using namespace decode;
 
 namespace {
 
+/// A lane's piece of a tile: the octets of it that are in one block of the cache.
+template <typename T>
+struct Piece {
+  T* keys;
+  int at, octets;  // its first in the tile; none: 0
+};
+
 template <typename T>
 struct Problem {
   T* out;
@@ -29,22 +36,58 @@ struct Problem {
   uint32_t reciprocal;  // 2^31 / octets of a block, rounded up: divides an octet's number
   float scale;          // times log2(e): powers of 2 replace powers of e
 
-  /// Where this lane's octet of a tile is in the cache, if it has one: K's.
-  __device__ T* octet(const Cursor& at) const {
-    const int lane = threadIdx.x % 32;
-    if (lane >= at.tile()) return nullptr;
-    const int octet = at.octet + lane, octets = cache.block_size / kOctet;
-    const int index = static_cast<int>(uint64_t{static_cast<uint32_t>(octet)} * reciprocal >> 31);
-    const int64_t head = int64_t{at.blocks[index]} * 2 * cache.n_kv_heads + Heads(grouping, at.head).kv_head;
-    return static_cast<T*>(cache.data) + (head * octets + octet - index * octets) * kOctet * cache.head_dim;
+  __device__ int octets_of_block() const { return cache.block_size / kOctet; }
+  /// The block, of its sequence, where this lane's piece of a tile is, if it has one.
+  __device__ int block_index(const Cursor& at) const {
+    const auto first = uint64_t{static_cast<uint32_t>(at.octet)} * reciprocal >> 31;
+    return static_cast<int>(first) + static_cast<int>(threadIdx.x) % 32;
+  }
+  /// And its number in the cache.
+  __device__ int block(const Cursor& at) const {
+    const int index = block_index(at);
+    return index * octets_of_block() < at.octet + at.tile() ? at.blocks[index] : 0;
+  }
+  __device__ Piece<T> piece(const Cursor& at, int block) const {
+    const int octets = octets_of_block(), begin = block_index(at) * octets;
+    const int first = max(begin, at.octet), end = min(begin + octets, at.octet + at.tile());
+    const int64_t head = int64_t{block} * 2 * cache.n_kv_heads + Heads(grouping, at.head).kv_head;
+    const int64_t octet = head * octets + first - begin;
+    return {static_cast<T*>(cache.data) + octet * kOctet * cache.head_dim, first - at.octet,
+            max(end - first, 0)};
   }
 };
 
-/// Copies of the octets that the lanes have, or (`offset` elements further on) their values.
+/// Copies of a tile's keys or, `offset` elements further on, of its values.
 template <typename T, int D>
-__device__ inline void fetch(char* to, const T* octet, int64_t offset, Barrier* landed) {
-  copy_rows(to, Octet<D>::kBytes, octet ? octet + offset : octet, Octet<D>::kBytes, landed);
+__device__ inline void fetch(char* to, const Piece<T>& piece, int64_t offset, int tile, Barrier* landed) {
+  constexpr int kBytes = Octet<D>::kBytes;
+  copy_pieces(to + piece.at * kBytes, piece.keys + offset, piece.octets * kBytes, tile * kBytes, landed);
 }
+
+/// Of a token's row of qkv, what an item needs, as this thread has it: its pairs of k, of v and of up to 4 queries.
+template <typename T, int D>
+struct Row {
+  const T* at;
+  Pairs key{}, value{}, query[4]{};
+  float angle[4]{};
+
+  __device__ void load_queries(const Heads& heads, int first) {
+#pragma unroll
+    for (int h = 0; h < 4; ++h) {
+      if (first + h < heads.n) load_pairs<T, D>(query[h], at + (heads.first + first + h) * D);
+    }
+  }
+  __device__ void load_all(const Problem<T>& p, const Cursor& item) {
+    const Heads heads(p.grouping, item.head);
+    const int c = threadIdx.x % 32 * 2;  // see Pairs
+    if (c >= D / 2) return;
+    at = p.qkv + int64_t{item.row} * (p.n_heads + 2 * p.cache.n_kv_heads) * D + c;
+    load_pairs<T, D>(key, at + (p.n_heads + heads.kv_head) * D);
+    load_pairs<T, D>(value, at + (p.n_heads + p.cache.n_kv_heads + heads.kv_head) * D);
+    load_queries(heads, 0);
+    load(angle, p.tokens.angle + int64_t{item.row} * D + 2 * c);
+  }
+};
 
 template <typename T, int D>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<T> p) {
@@ -69,8 +112,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
                                 : layout.parts() + slot / 2 * part_floats(layout.heads, D) * 4));
   };
 
-  Cursor at(share, p.tokens);
-  T* octet = p.octet(at);
+  // Loads are started a tile before they are needed: while the memory is busy with tiles, they take long.
+  Cursor at(share, p.tokens), after = at.next(p.tokens, p.grouping.items);
+  Piece<T> piece = p.piece(at, p.block(at));
+  int block_ahead = p.block(after);
   if (lane == 0) {
     init_barrier(&landed[warp][0], copy_arrivals());
     init_barrier(&landed[warp][1], copy_arrivals());
@@ -84,43 +129,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
   order_before_copies();
   __syncwarp();
   if (at.left > 0) {
-    fetch<T, D>(keys, octet, 0, &landed[warp][0]);
-    fetch<T, D>(values, octet, v_offset(p.cache), &landed[warp][1]);
+    fetch<T, D>(keys, piece, 0, at.tile(), &landed[warp][0]);
+    fetch<T, D>(values, piece, v_offset(p.cache), at.tile(), &landed[warp][1]);
   }
-  const int c = lane * 2;  // see Pairs
-  Heads heads(p.grouping, at.head);
-  const T* row = nullptr;
-  float angle[4] = {};
-  const auto enter_item = [&](const Cursor& item) {  // what of it does not depend on the kernel before
-    heads = Heads(p.grouping, item.head);
-    row = p.qkv + int64_t{item.row} * (p.n_heads + 2 * p.cache.n_kv_heads) * D + c;
-    if (c < D / 2) load(angle, p.tokens.angle + int64_t{item.row} * D + 2 * c);
-  };
-  enter_item(at);
   wait_for_previous();
+  Row<T, D> row;
+  if (at.left > 0) row.load_all(p, at);
 
   for (int parity = 0, first_octet = at.octet; at.left > 0; first_octet = 0) {  // shares of items
-    Pairs key{}, value{};
+    const Heads heads(p.grouping, at.head);
+    const int c = lane * 2;  // see Pairs
     if (c < D / 2) {
-      load_pairs<T, D>(key, row + (p.n_heads + heads.kv_head) * D);
-      load_pairs<T, D>(value, row + (p.n_heads + p.cache.n_kv_heads + heads.kv_head) * D);
       for (int first = 0; first < heads.n; first += 4) {
-        Pairs query[4];
-#pragma unroll
-        for (int h = 0; h < 4; ++h) {
-          if (first + h < heads.n) load_pairs<T, D>(query[h], row + (heads.first + first + h) * D);
-        }
+        if (first > 0) row.load_queries(heads, first);
 #pragma unroll
         for (int h = 0; h < 4; ++h) {
           if (first + h >= heads.n) continue;
-          rotate<T>(query[h], angle);
+          rotate<T>(row.query[h], row.angle);
           char* to = queries + (first + h) * layout.query_stride() + c * 2;
-          *reinterpret_cast<uint32_t*>(to) = query[h][0];
-          *reinterpret_cast<uint32_t*>(to + D) = query[h][1];
+          *reinterpret_cast<uint32_t*>(to) = row.query[h][0];
+          *reinterpret_cast<uint32_t*>(to + D) = row.query[h][1];
         }
       }
-      rotate<T>(key, angle);
+      rotate<T>(row.key, row.angle);
     }
+    const Pairs key{row.key[0], row.key[1]}, value{row.value[0], row.value[1]};
     __syncwarp();
     uint32_t query[(D + 15) / 16][2];
     const char* column = queries + min(lane / 4, heads.n - 1) * layout.query_stride() + lane % 4 * 4;
@@ -131,8 +164,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
 
     Softmax<T, D> softmax;
     for (bool ends = false; !ends; parity ^= 1) {  // tiles
-      const Cursor after = at.next(p.tokens, p.grouping.items);
-      T* const ahead = p.octet(after);
+      const Cursor later = after.next(p.tokens, p.grouping.items);
+      const Piece<T> ahead = p.piece(after, block_ahead);
+      block_ahead = p.block(later);
+      ends = after.left == 0 || after.octet == 0;
+      if (ends && after.left > 0) row.load_all(p, after);
       const int n = min(at.tile() * kOctet, at.context - at.octet * kOctet);  // positions
       const bool newest = at.ends_item();  // the new token's position is here, the tile's last
       const int last_octet = (at.tile() - 1) * kOctetElements;
@@ -146,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
       float score[kTile / 2][4];
       multiply_keys<T, D>(score, query, keys);
       __syncwarp();  // the keys were used
-      if (after.left > 0) fetch<T, D>(keys, ahead, 0, &landed[warp][0]);
+      if (after.left > 0) fetch<T, D>(keys, ahead, 0, after.tile(), &landed[warp][0]);
 
       uint32_t weight[kTile];
       softmax.weigh(weight, score, n, p.scale, layout.heads > 1);
@@ -161,14 +197,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
       }
       multiply_values<T, D>(softmax.sum, weight, values);
       __syncwarp();  // the values were used
-      if (after.left > 0) fetch<T, D>(values, ahead, v_offset(p.cache), &landed[warp][1]);
+      if (after.left > 0) fetch<T, D>(values, ahead, v_offset(p.cache), after.tile(), &landed[warp][1]);
 
-      ends = after.left == 0 || after.octet == 0;
       if (ends) {
         if (newest && heads.set == 0) {
-          const auto last = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(octet), at.tile() - 1);
-          put_row<T, D>(reinterpret_cast<T*>(last), n - 1, key);
-          put_row<T, D>(reinterpret_cast<T*>(last) + v_offset(p.cache), n - 1, value);
+          const int lane_of_last = 31 - __clz(static_cast<int>(__ballot_sync(~0u, piece.octets > 0)));
+          T* const last = reinterpret_cast<T*>(
+              __shfl_sync(~0u, reinterpret_cast<unsigned long long>(piece.keys), lane_of_last) +
+              __shfl_sync(~0u, piece.octets - 1, lane_of_last) * kOctetElements * sizeof(T));
+          put_row<T, D>(last, n - 1, key);
+          put_row<T, D>(last + v_offset(p.cache), n - 1, value);
         }
         softmax.finish();
         if (newest && first_octet == 0) {
@@ -178,10 +216,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<
           softmax.write_part(part(slot), heads.n);
           if (lane == 0) part_item[slot] = at.item();
         }
-        if (after.left > 0) enter_item(after);
       }
-      octet = ahead;
+      piece = ahead;
       at = after;
+      after = later;
     }
   }
 

@@ -15,10 +15,14 @@
 #include "../ops.h"
 #include "launch.cuh"
 #include "mma.cuh"
+#include "pipeinfer/base/check.h"
+#include "split_norm.cuh"
+#include "tiled_linear.h"
 
 namespace pipeinfer::kernels::cuda {
 namespace {
 
+constexpr int kFewRows = 16;  // the most of this kernel
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
 constexpr int kBlocksPerSm = 2;
@@ -41,11 +45,10 @@ inline constexpr bool kCopiesSquares = kHalves == 1;
 struct Deal {
   int n, blocks, each, more;  // the first `more` blocks have one more
 
+  Deal(int n, int blocks) : n(n), blocks(blocks), each(n / blocks), more(n % blocks) {}
   Deal(int n, Device device)
-      : n(n),
-        blocks(std::min({attribute(cudaDevAttrMultiProcessorCount, device) * kBlocksPerSm, kNormParts, n})),
-        each(n / blocks),
-        more(n % blocks) {}
+      : Deal(n, std::min({attribute(cudaDevAttrMultiProcessorCount, device) * kBlocksPerSm, kNormParts, n})) {
+  }
   __device__ int begin(int block) const { return block * each + min(block, more); }
   __device__ int count(int block) const { return each + (block < more ? 1 : 0); }
 };
@@ -66,22 +69,8 @@ struct Place {
   __device__ int64_t index(const Deal& deal) const { return int64_t{token} * deal.n + column; }
 };
 
-/// x * norm weight. Half precision ends at 65504: the product may be beyond where the normalised one is not.
-template <typename T>
-__device__ inline T scaled(float x, const void* weight, int column) {
-  const float y = x * to_float(static_cast<const T*>(weight)[column]);
-  return from_float<T>(std::is_same_v<T, __half> ? fminf(fmaxf(y, -65504.0f), 65504.0f) : y);
-}
-
-/// The sum over neighbouring threads, `n` of them, a power of 2, known to all of them.
-__device__ inline float neighbours_sum(float value, int n) {
-  for (int i = n / 2; i > 0; i /= 2) value += __shfl_xor_sync(~0u, value, i);
-  return value;
-}
-
 template <typename T, int kHalves>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    fused_linear_kernel(FusedLinear p, Deal deal, int norm_parts) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) fused_linear_kernel(FusedLinear p, Deal deal) {
   constexpr int kGroups = Shape<kHalves>::kGroups, kAhead = Shape<kHalves>::kAhead;
   constexpr int kTokens = 8 * kHalves, kRows = kGroups * kGroup;
   static_assert(kTokens * kRows <= kThreads);
@@ -89,8 +78,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   __shared__ float factor[kTokens];  // of the norm
   extern __shared__ uint4 shared[];
   uint32_t* const residual = reinterpret_cast<uint32_t*>(shared);         // [kThreads], what is added to out
-  int32_t* const rows = reinterpret_cast<int32_t*>(residual + kThreads);  // [kFusedRows], of x
-  float* const squares = reinterpret_cast<float*>(rows + kFusedRows);     // [n_rows, kNormParts]
+  int32_t* const rows = reinterpret_cast<int32_t*>(residual + kThreads);  // [kFewRows], of x
+  float* const squares = reinterpret_cast<float*>(rows + kFewRows);       // [n_rows, kNormParts]
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be one for all lanes
   const int block = static_cast<int>(blockIdx.x);
@@ -144,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const auto each_square = [&](auto&& f) {
 #pragma unroll
     for (int k = lane * 4; k < kNormParts; k += 32 * 4) {
-      if (k < norm_parts) f(k);
+      if (k < p.norm.parts) f(k);
     }
   };
   if (kCopiesSquares<kHalves> && p.norm.weight && warp < p.n_rows) {
@@ -198,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         float sum = 0;
         const float* const from = kCopiesSquares<kHalves> ? squares + i * kNormParts : squares_of(i);
         each_square([&](int k) {
-          for (int j = k; j < k + 4; ++j) sum += j < norm_parts ? from[j] : 0;
+          for (int j = k; j < k + 4; ++j) sum += j < p.norm.parts ? from[j] : 0;
         });
         sum = neighbours_sum(sum, 32);
         if (lane == 0) factor[i] = rsqrtf(sum / p.n_in + p.norm.eps);
@@ -241,7 +230,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         const T rounded = from_float<T>(value + to_float(pair[place % 2]));
         const float v = to_float(rounded);
         *out = rounded;
-        if (p.next.weight) static_cast<T*>(p.next.scaled)[place] = scaled<T>(v, p.next.weight, at.column);
+        if (p.next.weight)
+          static_cast<T*>(p.next.scaled)[place] =
+              scaled<T>(v, to_float(static_cast<const T*>(p.next.weight)[at.column]));
         square += v * v;
         break;
       }
@@ -264,7 +255,8 @@ __global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitN
   for (int i = lane; i < deal.count(part); i += 32) {
     const int column = deal.begin(part) + i;
     const float v = to_float(x[row + column]);
-    static_cast<T*>(norm.scaled)[row + column] = scaled<T>(v, norm.weight, column);
+    static_cast<T*>(norm.scaled)[row + column] =
+        scaled<T>(v, to_float(static_cast<const T*>(norm.weight)[column]));
     square += v * v;
   }
   square = neighbours_sum(square, 32);
@@ -282,8 +274,26 @@ void with_16_bits(DType dtype, F&& f) {
 
 }  // namespace
 
+namespace {
+// With more, tiles are faster.
+constexpr int kUntiledRows = 8;
+bool takes_tiles(int n_rows, int columns, Device device) {
+  return n_rows > kUntiledRows && columns % 4 == 0 && has_tiled_linear(device);
+}
+}  // namespace
+
+int fused_rows(int, DType, Device device) {
+  if (has_tiled_linear(device)) return kFusedRows;
+  return attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8 ? kFewRows : 0;
+}
+
+int norm_parts(int n, int n_rows, DType dtype, Device device) {
+  return takes_tiles(n_rows, n, device) ? tiled_norm_parts(n, n_rows, dtype, device) : Deal(n, device).blocks;
+}
+
 void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
-  const Deal deal(n, stream.device());
+  if (takes_tiles(n_rows, n, stream.device())) return tiled_norm(x, norm, n_rows, n, dtype, stream);
+  const Deal deal(n, norm.parts);
   const dim3 grid(n_rows, (deal.blocks + kWarps - 1) / kWarps);
   with_16_bits(dtype, [&](auto type) {
     using T = decltype(type);
@@ -293,20 +303,37 @@ void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType d
 }
 
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
-  const Deal deal(p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out, stream.device());
-  with_16_bits(dtype, [&](auto type) {
-    using T = decltype(type);
-    const auto launch = [&]<int kHalves>(std::integral_constant<int, kHalves>) {
-      const int squares = p.norm.weight && kCopiesSquares<kHalves> ? p.n_rows * kNormParts : 0;
-      launch_dependent(fused_linear_kernel<T, kHalves>, deal.blocks, kThreads,
-                       {(kThreads + kFusedRows + squares) * sizeof(float), kSmallShare}, stream, p, deal,
-                       Deal(p.n_in, stream.device()).blocks);
-    };
-    if (p.n_rows <= 8)
-      launch(std::integral_constant<int, 1>{});
-    else
-      launch(std::integral_constant<int, 2>{});
-  });
+  const int columns = p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out;
+  if (!p.row && takes_tiles(p.n_rows, columns, stream.device())) return tiled_linear(p, dtype, stream);
+  const Deal deal(columns, stream.device());
+  PI_CHECK(!p.next.weight || p.next.parts == deal.blocks, p.next.parts, " parts of a norm, not ",
+           deal.blocks);
+  for (int first = 0; first < p.n_rows; first += kFewRows) {
+    FusedLinear few = p;
+    few.n_rows = std::min(p.n_rows - first, kFewRows);
+    if (first > 0) {  // only here are there more rows: a head's, of some tokens or of an odd vocabulary
+      PI_CHECK(p.epilogue == Epilogue::store_fp32, p.n_rows, " rows of ", columns, " columns");
+      few.out = static_cast<float*>(p.out) + int64_t{first} * columns;
+      if (p.row) {
+        few.row = p.row + first;
+      } else {
+        few.x = static_cast<const uint16_t*>(p.x) + int64_t{first} * p.n_in;
+        few.norm.squares = p.norm.squares + first * kNormParts;
+      }
+    }
+    with_16_bits(dtype, [&](auto type) {
+      using T = decltype(type);
+      const auto launch = [&]<int kHalves>(std::integral_constant<int, kHalves>) {
+        const int squares = p.norm.weight && kCopiesSquares<kHalves> ? few.n_rows * kNormParts : 0;
+        launch_dependent(fused_linear_kernel<T, kHalves>, deal.blocks, kThreads,
+                         {(kThreads + kFewRows + squares) * sizeof(float), kSmallShare}, stream, few, deal);
+      };
+      if (few.n_rows <= 8)
+        launch(std::integral_constant<int, 1>{});
+      else
+        launch(std::integral_constant<int, 2>{});
+    });
+  }
 }
 
 }  // namespace pipeinfer::kernels::cuda

@@ -64,12 +64,38 @@ struct SharedMemory {
 /// The share, in percent, where many loads are under way: they wait in the L1 cache.
 inline constexpr int kSmallShare = 25;
 
+/// Blocks of a launch, of which every `cluster` neighbours share their shared memory (more than 1: sm_90 and newer).
+struct Grid {
+  dim3 blocks;
+  int cluster;
+  Grid(dim3 blocks, int cluster = 1) : blocks(blocks), cluster(cluster) {}
+  Grid(int blocks) : Grid(dim3(blocks)) {}
+};
+
+/// Clusters of `size` blocks that are resident at once.
+template <typename... P>
+int most_clusters(void (*kernel)(P...), int threads, int shared_bytes, int size) {
+  allow_shared(kernel, shared_bytes);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(size);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  check_cuda(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
+  return count;
+}
+
 /// kernel<<<grid, block, shared, stream>>>(args...), but dependent on the kernel before it only through
 /// wait_for_previous() where the running code has that (sm_90 and newer).
 template <typename... P, typename... A>
-void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory shared, Stream& stream,
+void launch_dependent(void (*kernel)(P...), Grid grid, dim3 block, SharedMemory shared, Stream& stream,
                       A&&... args) {
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attributes[3]{};
   unsigned n = 0;
   if (code_version(kernel) >= 90) {  // code for sm_80 does not wait, wherever it runs
     attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -79,8 +105,12 @@ void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory 
     attributes[n].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     attributes[n++].val.sharedMemCarveout = static_cast<unsigned>(shared.share);
   }
+  if (grid.cluster > 1) {
+    attributes[n].id = cudaLaunchAttributeClusterDimension;
+    attributes[n++].val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
+  config.gridDim = grid.blocks;
   config.blockDim = block;
   config.dynamicSmemBytes = shared.bytes;
   config.stream = native(stream);

@@ -201,29 +201,31 @@ __device__ inline int copy_arrivals() {
 #endif
 }
 
-/// A warp starts the copies of up to 32 rows of `bytes` to shared memory, one every `pitch` bytes (multiples of 16). Each
-/// lane gives one row, or null; a phase of `there` ends when all are there.
-__device__ inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
+/// A warp starts copies to shared memory, one a lane, of `bytes` (a multiple of 16; 0: none) each and `total` together; a
+/// phase of `there` ends when all are there.
+__device__ inline void copy_pieces(char* to, const void* from, int bytes, int total, Barrier* there) {
   const int lane = threadIdx.x % 32;
 #if __CUDA_ARCH__ >= 900
-  const int rows = __popc(__ballot_sync(~0u, row != nullptr));
   if (lane == 0)
     asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
                      shared_address(there)),
-                 "r"(rows * bytes)
+                 "r"(total)
                  : "memory");
   __syncwarp();
-  if (row)
+  if (bytes > 0)
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared_address(to + lane * pitch)),
-        "l"(row), "r"(bytes), "r"(shared_address(there))
+            shared_address(to)),
+        "l"(from), "r"(bytes), "r"(shared_address(there))
         : "memory");
 #elif __CUDA_ARCH__ >= 800
-  for (int r = 0; r < 32; ++r) {
-    const auto from =
-        reinterpret_cast<const char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(row), r));
-    for (int i = lane * 16; from && i < bytes; i += 32 * 16) copy_to_shared<16>(to + r * pitch + i, from + i);
+  const auto of = [](const void* pointer, int source) {
+    return reinterpret_cast<char*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(pointer), source));
+  };
+  for (unsigned left = __ballot_sync(~0u, bytes > 0); left != 0; left &= left - 1) {
+    const int source = __ffs(static_cast<int>(left)) - 1, size = __shfl_sync(~0u, bytes, source);
+    char *const target = of(to, source), *const data = of(from, source);
+    for (int i = lane * 16; i < size; i += 32 * 16) copy_to_shared<16>(target + i, data + i);
   }
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(there)) : "memory");
 #endif

@@ -15,6 +15,8 @@ const Ops& cuda_ops() {
       .silu_mul = cuda::silu_mul,
       .linear_cuda = cuda::linear_cuda,
       .split_norm = cuda::split_norm,
+      .fused_rows = cuda::fused_rows,
+      .norm_parts = cuda::norm_parts,
       .fused_linear = cuda::fused_linear,
       .upload_tables = cuda::upload_tables,
       .set_blocks = cuda::set_blocks,

@@ -14,6 +14,7 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
 // __shared__ and kernel<<<>>> are left to translate.py.
 
 struct alignas(8) uint2 {
@@ -73,5 +74,6 @@ inline float __fdividef(float x, float y) { return x / y; }
 inline float __ldcg(const float* data) { return *data; }
 inline float rsqrtf(float value) { return 1 / sqrtf(value); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(bits) : 32; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }

@@ -35,24 +35,33 @@ cudaError_t cudaFuncGetName(const char**, Kernel) {
 }
 
 enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin
 };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount ? emulator::kMultiprocessors : emulator::kMaxShared;
+  *value = which == cudaDevAttrComputeCapabilityMajor   ? 9
+           : which == cudaDevAttrComputeCapabilityMinor ? 0
+           : which == cudaDevAttrMultiProcessorCount    ? emulator::kMultiprocessors
+                                                        : emulator::kMaxShared;
   return cudaSuccess;
 }
 
 enum cudaLaunchAttributeID {
   cudaLaunchAttributeProgrammaticStreamSerialization,
-  cudaLaunchAttributePreferredSharedMemoryCarveout
+  cudaLaunchAttributePreferredSharedMemoryCarveout,
+  cudaLaunchAttributeClusterDimension
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     int programmaticStreamSerializationAllowed;
     unsigned sharedMemCarveout;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -62,9 +71,21 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, Kernel, const cudaLaunchConfig_t* config) {
+  *count = emulator::kMultiprocessors / static_cast<int>(config->attrs[0].val.clusterDim.x);
+  return cudaSuccess;
+}
 template <typename... P, typename... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... args) {
-  emulator::launch(kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                   config->stream)(P(args)...);
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    if (config->attrs[i].id != cudaLaunchAttributeClusterDimension) continue;
+    const auto& blocks = config->attrs[i].val.clusterDim;
+    if (blocks.y != 1 || blocks.z != 1) return cudaErrorInvalidValue;
+    cluster = blocks.x;
+  }
+  emulator::launch(kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream,
+                   cluster)(P(args)...);
   return cudaSuccess;
 }

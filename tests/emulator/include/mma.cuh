@@ -99,11 +99,10 @@ inline void init_barrier(Barrier* barrier, int arrivals) { barrier->init(arrival
 inline void arrive(Barrier* barrier) { barrier->arrive(0); }
 inline void wait_phase(Barrier* barrier, int parity) { barrier->wait(parity); }
 inline int copy_arrivals() { return 1; }
-inline void copy_rows(char* to, int pitch, const void* row, int bytes, Barrier* there) {
-  const int rows = __popc(__ballot_sync(~0u, row != nullptr)), lane = threadIdx.x % 32;
-  if (lane == 0) there->arrive(rows * bytes);
+inline void copy_pieces(char* to, const void* from, int bytes, int total, Barrier* there) {
+  if (threadIdx.x % 32 == 0) there->arrive(total);
   __syncwarp();
-  if (row) there->copy(to + lane * pitch, row, bytes);
+  if (bytes > 0) there->copy(to, from, bytes);
 }
 inline void order_before_copies() {}
 

@@ -1,0 +1,403 @@
+// Products of some ten to 64 rows, at the speed at which the weight can be read. A cluster of blocks owns a tile of the
+// weight's rows, each of its blocks a range of the columns (k), and there is a block a multiprocessor. So a block has x's
+// columns of that range alone to read, once, which is little beside its weights. What the blocks of a cluster have summed
+// they join through their shared memory.
+//
+// A warp keeps a ring of boxes full, by tensor copies (TMA); warpgroups multiply straight out of it (wgmma), with the
+// weight's rows as a product's rows and x's as its columns. Weights depend on no kernel: the next kernel's blocks, for
+// which there is room beside this one's, have their rings full of them by the time that this one's sums are written
+// (launch.cuh).
+#include <algorithm>
+#include <array>
+
+#include "../ops.h"
+#include "launch.cuh"
+#include "pipeinfer/base/check.h"
+#include "split_norm.cuh"
+#include "tiled_linear.h"
+#include "tiles.cuh"
+
+namespace pipeinfer::kernels::cuda {
+namespace {
+
+constexpr int kBoxBytes = kBoxColumns * 2;  // of a row
+constexpr int kMostStages = 6;              // of the ring
+constexpr int kGroups = 3;                  // warpgroups that multiply, 64 rows of the weight each
+constexpr int kMostRows = 152;  // of the weight, in a slot: two blocks' rings find room in a multiprocessor
+constexpr int kMostParts = 8;   // blocks of a cluster
+// Bytes of a multiprocessor's shared memory: two times the first are too much, both of them fit.
+constexpr int kMoreThanHalf = 116000, kLessThanHalf = 115000;
+constexpr int kConsumers = kGroups * 128, kWarps = kConsumers / 32, kThreads = kConsumers + 64;
+constexpr int kCopyWarp = kWarps, kNormWarp = kWarps + 1;
+constexpr int kStride = kGroups * 64 + 4;  // of a token's sums: its banks differ from the next one's
+
+/// How n columns of out are dealt: each cluster has a tile of them, and each of its blocks a part of k.
+struct Deal {
+  int n, tile, clusters, parts;
+  bool pairs;  // a tile has its columns' gates, then their ups
+
+  /// `most_clusters(parts)`: clusters of so many blocks that have a multiprocessor a block.
+  template <typename MostClusters>
+  Deal(int n, Epilogue epilogue, MostClusters most_clusters) : n(n), pairs(epilogue == Epilogue::silu_mul) {
+    const int most_rows = epilogue == Epilogue::add ? 32 * 4 : kMostRows;  // a token's norm is a warp's
+    for (int rounds = 1;; ++rounds) {
+      for (parts = kMostParts; parts > 0; parts /= 2) {
+        const int most = most_clusters(parts) * rounds;
+        if (most == 0) continue;
+        tile = ((n + most - 1) / most + 3) / 4 * 4;  // a thread writes four
+        clusters = (n + tile - 1) / tile;
+        if (rows() <= most_rows) return;
+      }
+    }
+  }
+  __host__ __device__ int half() const { return (tile + 7) / 8 * 8; }           // whole groups of the swizzle
+  __host__ __device__ int rows() const { return pairs ? 2 * half() : half(); }  // of the weight, in a slot
+};
+
+/// What lies in shared memory: the ring, of weights [rows, 64] and x [tokens, 64] a slot, whose place the sums [tokens,
+/// kStride] take when it has served; a pair of barriers a slot; and the norm's factors [tokens].
+template <int kTokens>
+struct Layout {
+  static constexpr int kSums = kTokens * kStride * 4, kFactors = kTokens * static_cast<int>(sizeof(float));
+  static constexpr int kBarriers = 2 * kMostStages * static_cast<int>(sizeof(Barrier));
+  // A warpgroup reads 64 rows, of which up to 63 lie behind the weights: in x, and where that is shorter behind it.
+  static constexpr int kBehind = (64 - kTokens) * kBoxBytes;
+  int slot, stages, ring;
+
+  /// At most `limit` bytes, but for the sums.
+  __host__ __device__ Layout(const Deal& deal, int limit) : slot((deal.rows() + kTokens) * kBoxBytes) {
+    stages = (limit - kBehind - kBarriers - kFactors) / slot;
+    stages = stages < kMostStages ? stages : kMostStages;
+    ring = stages * slot + kBehind > kSums ? stages * slot + kBehind : kSums;
+  }
+  __host__ __device__ int bytes() const { return ring + kBarriers + kFactors; }
+};
+
+/// Where a ring's next slot is: its number, and the parity of the phase in which it is filled.
+struct Turn {
+  int slot = 0, parity = 0;
+  __device__ void next(int stages) {
+    if (++slot < stages) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+/// A norm's share of four neighbours: writes them times its weight, returns their squares' sum.
+template <typename T>
+__device__ inline float write_scaled(T* to, const float (&v)[4], typename Word<4 * sizeof(T)>::type weight) {
+  float square = 0, factors[4];
+  load(factors, reinterpret_cast<const T*>(&weight));
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    square = fmaf(v[j], v[j], square);
+    factors[j] = to_float(scaled<T>(v[j], factors[j]));
+  }
+  store(to, factors);
+  return square;
+}
+
+/// split_norm, with the same sums as those of the products that add: a warp a tile of a token.
+template <typename T>
+__global__ void __launch_bounds__(32) tiled_norm_kernel(const T* x, SplitNorm norm, Deal deal) {
+  using Row = typename Word<4 * sizeof(T)>::type;
+  const int of_tile = static_cast<int>(threadIdx.x) * 4,
+            column = static_cast<int>(blockIdx.x) * deal.tile + of_tile;
+  const int64_t place = int64_t{blockIdx.y} * deal.n + column;
+  const bool there = of_tile < deal.tile && column < deal.n;
+  Row weight{};
+  if (there) weight = *reinterpret_cast<const Row*>(static_cast<const T*>(norm.weight) + column);
+  wait_for_previous();
+  float square = 0, v[4];
+  if (there) {
+    load(v, x + place);
+    square = write_scaled(static_cast<T*>(norm.scaled) + place, v, weight);
+  }
+  square = neighbours_sum(square, 32);
+  if (threadIdx.x == 0) norm.squares[blockIdx.y * kNormParts + blockIdx.x] = square;
+}
+
+/// Four neighbouring columns of a token: what a thread makes of the sums.
+template <typename T>
+struct Quad {
+  using Row = typename Word<4 * sizeof(T)>::type;
+  int token, of_tile, column;  // its first column, of the tile and of out
+  bool there;
+
+  /// Number i of those of the tokens [first, first + share), `lanes` of a token.
+  __device__ Quad(const FusedLinear& p, const Deal& deal, int first, int share, int lanes, int i) {
+    token = first + i / lanes;
+    of_tile = i % lanes * 4;
+    column = static_cast<int>(blockIdx.x) / deal.parts * deal.tile + of_tile;
+    there = token < min(first + share, p.n_rows) && of_tile < deal.tile && column < deal.n;
+  }
+  __device__ int64_t place(const Deal& deal) const { return int64_t{token} * deal.n + column; }
+
+  /// Writes out, and what a norm after it needs; returns the sum of squares of what was written. `before`: what out held,
+  /// `scale`: the weight of that norm.
+  __device__ float write(const FusedLinear& p, const Deal& deal, float4 sum, float4 up, float factor,
+                         Row before, Row scale) const {
+    float v[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
+    float ups[4] = {up.x * factor, up.y * factor, up.z * factor, up.w * factor}, other[4];
+    if (p.bias) {
+      load(other, static_cast<const T*>(p.bias) + column);
+      for (int j = 0; j < 4; ++j) v[j] += other[j];
+    }
+    if (p.bias && deal.pairs) {
+      load(other, static_cast<const T*>(p.bias) + deal.n + column);
+      for (int j = 0; j < 4; ++j) ups[j] += other[j];
+    }
+    if (p.epilogue == Epilogue::store_fp32) {
+      store(static_cast<float*>(p.out) + place(deal), v);
+      return 0;
+    }
+    load(other, reinterpret_cast<const T*>(&before));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (deal.pairs) v[j] = __fdividef(v[j], 1 + __expf(-v[j])) * ups[j];
+      v[j] = to_float(from_float<T>(v[j] + other[j]));
+    }
+    store(static_cast<T*>(p.out) + place(deal), v);
+    if (!p.next.weight) return 0;
+    return write_scaled(static_cast<T*>(p.next.scaled) + place(deal), v, scale);
+  }
+};
+
+/// Four neighbouring sums, of all blocks of the cluster.
+template <int kParts>
+__device__ inline float4 total(const float* own) {
+  if constexpr (kParts == 1) return *reinterpret_cast<const float4*>(own);
+  float4 v[kParts], sum{};
+#pragma unroll
+  for (int q = 0; q < kParts; ++q) v[q] = load_from_cluster(own, q);
+#pragma unroll
+  for (int q = 0; q < kParts; ++q) sum.x += v[q].x, sum.y += v[q].y, sum.z += v[q].z, sum.w += v[q].w;
+  return sum;
+}
+
+template <typename T, int kTokens>
+__global__ void __launch_bounds__(kThreads, 2)
+    tiled_linear_kernel(const __grid_constant__ TileMap weight, const __grid_constant__ TileMap x,
+                        FusedLinear p, Deal deal, Layout<kTokens> layout) {
+  extern __shared__ uint4 shared[];
+  char* const ring = reinterpret_cast<char*>(shared);
+  float* const sums = reinterpret_cast<float*>(ring);
+  Barrier* const full = reinterpret_cast<Barrier*>(ring + layout.ring);
+  Barrier* const empty = full + kMostStages;
+  float* const factor = reinterpret_cast<float*>(empty + kMostStages);
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const int part = cluster_rank(), cluster = static_cast<int>(blockIdx.x) / deal.parts;
+  const int steps = (p.n_in + kBoxColumns - 1) / kBoxColumns;
+  const int begin = steps * part / deal.parts, n = steps * (part + 1) / deal.parts - begin;
+  const int rows = deal.rows(), stages = layout.stages;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) {
+      init_barrier(full + i, 1);
+      init_barrier(empty + i, kGroups);
+    }
+  }
+  __syncthreads();
+
+  // Sums are there, and the factors.
+  const auto sums_are_there = [&] {
+    if (deal.parts > 1) {
+      sync_cluster();
+    } else {
+      sync_threads(2, kConsumers + 32);
+    }
+  };
+  if (warp == kCopyWarp) {
+    const auto copy_weight = [&](int i, int at) {
+      char* const to = ring + at * layout.slot;
+      const int column = (begin + i) * kBoxColumns;
+      arrive_expecting(full + at, (deal.tile * (deal.pairs ? 2 : 1) + kTokens) * kBoxBytes);
+      copy_box(to, weight, cluster * deal.tile, column, full + at);
+      if (deal.pairs)
+        copy_box(to + deal.half() * kBoxBytes, weight, deal.n + cluster * deal.tile, column, full + at);
+    };
+    const auto copy_x = [&](int i, int at) {
+      copy_box(ring + at * layout.slot + rows * kBoxBytes, x, 0, (begin + i) * kBoxColumns, full + at);
+    };
+    if (lane == 0) {
+      const int ahead = min(n, stages);
+      for (int i = 0; i < ahead; ++i) copy_weight(i, i);
+      wait_for_previous();
+      order_before_global_copies();
+      for (int i = 0; i < ahead; ++i) copy_x(i, i);
+      Turn turn;
+      for (int i = ahead; i < n; ++i, turn.next(stages)) {
+        wait_phase(empty + turn.slot, turn.parity);
+        copy_weight(i, turn.slot);
+        copy_x(i, turn.slot);
+      }
+      let_next_start();
+    }
+    __syncwarp();
+    if (deal.parts > 1) sums_are_there();
+  } else if (warp == kNormWarp) {
+    wait_for_previous();
+    for (int token = lane; p.norm.weight && token < p.n_rows; token += 32) {
+      const float* const squares = p.norm.squares + token * kNormParts;
+      float sum = 0;
+#pragma unroll 8
+      for (int k = 0; k < p.norm.parts; ++k) sum += squares[k];
+      factor[token] = rsqrtf(sum / p.n_in + p.norm.eps);
+    }
+    __syncwarp();
+    sums_are_there();
+  } else {
+    const auto consume = [&]<int kParts>(std::integral_constant<int, kParts>) {
+      // Each block of a cluster finishes some tokens. A norm that follows needs sums over a token: its quads are a warp's.
+      constexpr int kShare = kTokens / kParts, kTurns = (kShare * 32 + kConsumers - 1) / kConsumers;
+      const int lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
+      const auto quad = [&](int turn) {
+        return Quad<T>(p, deal, part * kShare, kShare, lanes, threadIdx.x + turn * kConsumers);
+      };
+      wait_for_previous();
+      using Row = typename Quad<T>::Row;
+      constexpr int kAhead = kParts < 4 ? 1 : kTurns;
+      Row before[kAhead]{}, scale{};
+      const auto fetch = [&](int turn) {
+        if (const Quad<T> at = quad(turn); at.there && p.epilogue == Epilogue::add)
+          before[turn % kAhead] =
+              *reinterpret_cast<const Row*>(static_cast<const T*>(p.out) + at.place(deal));
+      };
+      // What is needed at the end is asked for long before.
+#pragma unroll
+      for (int turn = 0; turn < kAhead; ++turn) fetch(turn);
+      if (const Quad<T> at = quad(0); p.next.weight && at.of_tile < deal.tile && at.column < deal.n)
+        scale = *reinterpret_cast<const Row*>(static_cast<const T*>(p.next.weight) + at.column);
+
+      const int group = warp / 4;
+      float c[kTokens / 2] = {};
+      Turn turn;
+      for (int i = 0; i < n; ++i, turn.next(stages)) {
+        const char* const slot = ring + turn.slot * layout.slot;
+        wait_phase(full + turn.slot, turn.parity);
+        if (group * 64 < rows) {
+          begin_products();
+#pragma unroll
+          for (int k = 0; k < kBoxBytes; k += 32)
+            multiply_boxes<T, kTokens>(c, slot + group * 64 * kBoxBytes + k, slot + rows * kBoxBytes + k);
+          end_products();
+          wait_products<0>();  // the sooner the slot is free again, the more is under way
+        }
+        if (threadIdx.x % 128 == 0) arrive(empty + turn.slot);
+      }
+      sync_threads(1, kConsumers);  // the ring has served
+      float* const to = sums + group * 64 + warp % 4 * 16 + lane / 4 + lane % 4 * 2 * kStride;
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) to[(8 * j + e % 2) * kStride + e / 2 * 8] = c[4 * j + e];
+      }
+      sums_are_there();
+
+#pragma unroll 2
+      for (int turn = 0; turn * kConsumers < kShare * lanes; ++turn) {
+        if (turn >= kAhead) fetch(turn);
+        const Quad<T> at = quad(turn);
+        float square = 0;
+        if (at.there) {
+          const float* const own = sums + at.token * kStride + at.of_tile;
+          const float4 sum = total<kParts>(own), up = deal.pairs ? total<kParts>(own + deal.half()) : sum;
+          square =
+              at.write(p, deal, sum, up, p.norm.weight ? factor[at.token] : 1, before[turn % kAhead], scale);
+        }
+        if (!p.next.weight) continue;
+        square = neighbours_sum(square, 32);
+        if (lane == 0 && at.there) p.next.squares[at.token * kNormParts + cluster] = square;
+      }
+    };
+    switch (deal.parts) {
+      case 1:
+        consume(std::integral_constant<int, 1>{});
+        break;
+      case 2:
+        consume(std::integral_constant<int, 2>{});
+        break;
+      case 4:
+        consume(std::integral_constant<int, 4>{});
+        break;
+      default:
+        consume(std::integral_constant<int, kMostParts>{});
+    }
+  }
+  if (deal.parts > 1) leave_cluster();
+}
+
+template <typename T, int kTokens>
+Deal deal_of(int n, Epilogue epilogue, Device device) {
+  static const auto most = [&] {  // the GPUs of a process are alike
+    std::array<int, kMostParts + 1> most{};
+    for (int parts = 1; parts <= kMostParts; parts *= 2)
+      most[parts] = std::min(attribute(cudaDevAttrMultiProcessorCount, device) / parts,
+                             most_clusters(tiled_linear_kernel<T, kTokens>, kThreads, kMoreThanHalf, parts));
+    return most;
+  }();
+  return Deal(n, epilogue, [](int parts) { return most[parts]; });
+}
+
+template <typename T, int kTokens>
+void launch(const FusedLinear& p, Stream& stream) {
+  const Deal deal = deal_of<T, kTokens>(p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out, p.epilogue,
+                                        stream.device());
+  PI_CHECK(!p.next.weight || p.next.parts == deal.clusters, p.next.parts, " parts of a norm, not ",
+           deal.clusters);
+  // Blocks of one kernel two to a multiprocessor would leave others without any. Those that add are too large for two; the
+  // kernels before and after them have blocks that are small enough for one of each.
+  const bool adds = p.epilogue == Epilogue::add;
+  const Layout<kTokens> layout(deal, adds ? kMoreThanHalf : kLessThanHalf);
+  const int bytes = adds ? std::max(layout.bytes(), kMoreThanHalf) : layout.bytes();
+  const auto kernel = tiled_linear_kernel<T, kTokens>;
+  allow_shared(kernel, bytes);
+  launch_dependent(kernel, Grid(deal.clusters * deal.parts, deal.parts), kThreads, bytes, stream,
+                   make_tile_map(p.weight, p.n_out, p.n_in, deal.tile),
+                   make_tile_map(p.x, p.n_rows, p.n_in, kTokens), p, deal, layout);
+}
+
+/// Calls f with the element type and the tokens of the kernel for so many rows.
+template <typename F>
+auto with_kernel(int n_rows, DType dtype, F&& f) {
+  const auto with_tokens = [&](auto type) {
+    return n_rows <= 32 ? f(type, std::integral_constant<int, 32>{})
+                        : f(type, std::integral_constant<int, 64>{});
+  };
+  return dtype == DType::fp16 ? with_tokens(__half{}) : with_tokens(__nv_bfloat16{});
+}
+
+}  // namespace
+
+bool has_tiled_linear(Device device) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor, device) != 9) return false;
+  static const bool built = [] {
+    cudaFuncAttributes code{};
+    if (cudaFuncGetAttributes(&code, tiled_linear_kernel<__half, 64>) == cudaSuccess) return true;
+    cudaGetLastError();
+    return false;
+  }();
+  return built;
+}
+
+int tiled_norm_parts(int n, int n_rows, DType dtype, Device device) {
+  return with_kernel(n_rows, dtype, [&](auto type, auto tokens) {
+    return deal_of<decltype(type), tokens()>(n, Epilogue::add, device).clusters;
+  });
+}
+
+void tiled_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
+  with_kernel(n_rows, dtype, [&](auto type, auto tokens) {
+    using T = decltype(type);
+    const Deal deal = deal_of<T, tokens()>(n, Epilogue::add, stream.device());
+    PI_CHECK(norm.parts == deal.clusters, norm.parts, " parts of a norm, not ", deal.clusters);
+    launch_dependent(tiled_norm_kernel<T>, dim3(deal.clusters, n_rows), 32, 0, stream,
+                     static_cast<const T*>(x), norm, deal);
+  });
+}
+
+void tiled_linear(const FusedLinear& p, DType dtype, Stream& stream) {
+  with_kernel(p.n_rows, dtype, [&](auto type, auto tokens) { launch<decltype(type), tokens()>(p, stream); });
+}
+
+}  // namespace pipeinfer::kernels::cuda

@@ -1,0 +1,100 @@
+// In place of src/kernels/cuda/tiles.cuh: what its instructions do (PTX ISA 8.0, "Asynchronous warpgroup level matrix
+// instructions" and "Tensors"), thread by thread.
+#pragma once
+
+#include "mma.cuh"
+
+namespace pipeinfer::kernels::cuda {
+
+inline constexpr int kBoxColumns = 64;
+inline constexpr int kBoxPitch = kBoxColumns * 2;
+
+struct TileMap {
+  const void* data;
+  int64_t rows;
+  int columns, box_rows;
+};
+
+inline TileMap make_tile_map(const void* data, int64_t rows, int columns, int box_rows) {
+  if (!aligned(16, data) || rows <= 0 || columns <= 0 || columns % 8 != 0)
+    emulator::fail("a matrix of which no boxes can be copied");
+  if (box_rows < 1 || box_rows > 256) emulator::fail("a box has 1 to 256 rows");
+  return {data, rows, columns, box_rows};
+}
+
+/// Where a box has the 16 bytes that begin with byte `at` of a row.
+inline int swizzled(int row, int at) { return row * kBoxPitch + ((at / 16) ^ (row % 8)) * 16; }
+
+inline void arrive_expecting(Barrier* there, int bytes) { there->arrive(bytes); }
+
+inline void copy_box(void* to, const TileMap& map, int row, int column, Barrier* there) {
+  const int bytes = map.box_rows * kBoxPitch;
+  emulator::check_shared(to, bytes, 1024);
+  if (row < 0 || column < 0) emulator::fail("a box that begins before its matrix");
+  there->copy(to, bytes, [to = static_cast<char*>(to), map, row, column] {
+    const char* const data = static_cast<const char*>(map.data);
+    const int64_t pitch = int64_t{map.columns} * 2;
+    for (int r = 0; r < map.box_rows; ++r) {
+      for (int at = 0; at < kBoxPitch; at += 16) {
+        const int64_t from = int64_t{column} * 2 + at;
+        const int64_t there = row + int64_t{r} < map.rows ? std::clamp<int64_t>(pitch - from, 0, 16) : 0;
+        char piece[16] = {};
+        if (there > 0) memcpy(piece, data + (row + int64_t{r}) * pitch + from, there);
+        memcpy(to + swizzled(r, at), piece, sizeof piece);
+      }
+    }
+  });
+}
+
+inline void order_before_global_copies() {}
+
+/// 16 elements of a box's row.
+template <typename T>
+std::array<float, 16> box_elements(const char* first, int row) {
+  const int begin = static_cast<int>(reinterpret_cast<uintptr_t>(first) % kBoxPitch);
+  T elements[16];
+  for (int half = 0; half < 2; ++half)
+    memcpy(elements + half * 8, first - begin + swizzled(row, begin + half * 16), 16);
+  std::array<float, 16> values;
+  for (int k = 0; k < 16; ++k) values[k] = to_float(elements[k]);
+  return values;
+}
+
+template <typename T, int N>
+void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
+  static_assert(sizeof(T) == 2 && (N == 32 || N == 64));
+  for (const auto& [first, rows] : {std::pair{a, 64}, std::pair{b, N}}) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(first) % kBoxPitch;
+    if (begin % 32 != 0) emulator::fail("a product of columns that are not 16 of a box's");
+    emulator::check_shared(first - begin, rows * kBoxPitch, 1024);
+  }
+  emulator::start_product(c, N / 2, [a, b](float* sums) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, row = threadIdx.x / 32 % 4 * 16 + g;
+    const std::array<float, 16> of_a[2] = {box_elements<T>(a, row), box_elements<T>(a, row + 8)};
+    for (int column = 0; column < N / 4; ++column) {  // of those that the thread has
+      const int j = column / 2, i = column % 2;
+      const auto of_b = box_elements<T>(b, 8 * j + 2 * t + i);
+      for (int half = 0; half < 2; ++half) {
+        for (int k = 0; k < 16; ++k) sums[4 * j + 2 * half + i] += of_a[half][k] * of_b[k];
+      }
+    }
+  });
+}
+
+inline void begin_products() { emulator::begin_products(); }
+inline void end_products() { emulator::end_products(); }
+template <int n>
+void wait_products() {
+  emulator::wait_products(n);
+}
+
+inline void sync_threads(int id, int threads) { emulator::sync_threads(id, threads); }
+
+inline int cluster_rank() { return static_cast<int>(emulator::cluster_rank()); }
+inline void sync_cluster() { emulator::sync_cluster(); }
+inline void leave_cluster() { emulator::sync_cluster(); }
+inline float4 load_from_cluster(const float* own, int rank) {
+  return *static_cast<const float4*>(emulator::of_cluster(own, rank));
+}
+
+}  // namespace pipeinfer::kernels::cuda
