@@ -24,7 +24,7 @@ struct Shape {
 /// Tokens of a step on the host and on the device. Every slot has all its blocks, in shuffled order.
 struct Step {
   std::vector<int32_t> slot, position;
-  int n_single = 0;
+  int n_single = 0, n_padding = 0;
 
   void row(int s, int first, int n) {
     for (int i = 0; i < n; ++i) {
@@ -94,6 +94,7 @@ class Attention : public KernelTest {
     tokens.n_tokens = step.size();
     tokens.max_context = *std::max_element(step.position.begin(), step.position.end()) + 1;
     tokens.n_single = step.n_single;
+    tokens.n_padding = step.n_padding;
     tokens.angle = angle.data();
     prepare_attention(angle.data(), workspace, layer(), tokens, rope, shape_.n_heads, stream_);
     f(tokens);
@@ -339,6 +340,7 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
       for (int i = 0; i < padding; ++i) step.row(null_slot, 0, 1);
       step.row(other_slot, 3, 2);  // not to be touched
       step.n_single = n + padding;
+      step.n_padding = padding * integer(0, 1);
       fill(step, 0);
       for (int round = 0; round < (kind == 3 ? 1 : 3); ++round) {
         const std::vector<float> before = read_cache();

@@ -66,8 +66,9 @@ struct TokenTable {
   int max_blocks = 0;
   int n_tokens = 0;
   int max_context = 0;  // host-side upper bound of position + 1 in this step
-  int n_single = 0;  // leading tokens that are alone in their row: a GPU runs them by a kernel of their own,
-                     //   the rest in tiles of neighbours; 0 is right too, but slow
+  int n_single = 0;   // leading tokens that are alone in their row: a GPU runs them by a kernel of their own,
+                      //   the rest in tiles of neighbours; 0 is right too, but slow
+  int n_padding = 0;  // the last of these, whose results nobody reads: attention may leave them out
   bool reference = false;  // a GPU runs the plain kernels, to compare with
 };
 

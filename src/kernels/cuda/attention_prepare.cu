@@ -58,8 +58,10 @@ __device__ Place find(const TokenTable& tokens, int items, int target, Weight we
 /// A warp finds share number `index` of `blocks` * kWarps. Where items cut into pieces of up to kPiece octets do not fill
 /// the grid, a block takes a piece. Where contexts are about as long and come out even, a warp takes whole items, of which
 /// nothing is to be joined. Else all warps take equally many octets, in order, whatever the contexts' lengths are (as in
-/// Stream-K, Osama et al. 2023, arXiv:2301.03598).
-__device__ Share deal(const TokenTable& tokens, int items, int blocks, int index) {
+/// Stream-K, Osama et al. 2023, arXiv:2301.03598). Rows of padding are left out: as items of one octet, many of them would
+/// be one warp's, each with its wait for the memory.
+__device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
+  tokens.n_single -= tokens.n_padding;
   const auto in_octets = [](int octets) { return octets; };
   const auto in_pieces = [](int octets) { return pieces_of(octets); };
   const int block = index / kWarps, warp = index % kWarps;
