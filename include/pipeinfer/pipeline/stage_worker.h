@@ -24,7 +24,8 @@ struct RankContext {
 };
 
 /// Executes plans in step order. Work of several steps is in flight at once (Layout::max_in_flight, at most
-/// kMostFlights): hidden states are received for one step while another one computes and a third one is sent.
+/// kMostFlights): hidden states of one step are sent while another one computes, and received when the step before has
+/// computed, by which time they have come (see StageWorker::receive).
 /// Sampled tokens go from the last stage to stage 0 on a link of their own; stage 0 takes them right before the lane's
 /// next step, still on the device.
 class StageWorker {
