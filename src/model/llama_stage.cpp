@@ -224,19 +224,19 @@ void LlamaStage::Impl::enqueue_decode(int rows, Stream& stream) const {
 void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream) {
   const Range range("decode");
   const int rows = StageOptions::graph_rows(n);
-  Pass pass = decode_pass(rows, stream);
-  pass.tokens.n_padding = rows - n;
-  prepare(pass);
+  Pass padded = decode_pass(rows, stream);
+  padded.tokens.n_padding = rows - n;
+  prepare(padded);
   if (!is_first()) copy_async(space.x, buffers.hidden_in, hidden_bytes(n), stream);
   graphs.at(rows).launch(stream);
   if (!is_last()) return copy_async(buffers.hidden_out, space.x, hidden_bytes(n), stream);
   for (int first = 0; first < n; first += kHeadRows) {
     const int count = std::min(kHeadRows, n - first);
     if (rows > kHeadRows) {
-      Pass some = decode_pass(count, stream);
-      some.fused = false;  // as the pass through the layers was not
-      some.x = static_cast<char*>(space.x) + hidden_bytes(first);
-      modules.head(space.logits, some, nullptr, count);
+      Pass pass = decode_pass(count, stream);
+      pass.fused = false;  // as the pass through the layers was not
+      pass.x = static_cast<char*>(space.x) + hidden_bytes(first);
+      modules.head(space.logits, pass, nullptr, count);
     }
     pick(plan, buffers, first, count, decode_slot() + first, decode_position() + first, stream);
   }

@@ -100,8 +100,9 @@ void StageWorker::receive(Flight& flight) {
   }
   const Range range("recv");
   // Not before the step before has computed: a receive that waits for its sender keeps a multiprocessor or more for itself,
-  // which costs the kernels beside it a fifth of their speed (two H200s). The sender does not wait: what it sends lies in
-  // NCCL's buffers, and is fetched in some 10 us. That step is the flight's previous one at the latest: hidden_in is free.
+  // which costs the kernels beside it a fifth of their speed (two H200s). What it sends lies in NCCL's buffers, and is
+  // fetched in some 10 us; only where that is more than they hold, of a long prefill, does the sender wait. The step before
+  // is the flight's previous one at the latest: hidden_in is free.
   if (next_ > 0) this->flight(next_ - 1).computed.block(recv_);
   flight.recv_begin.record(recv_);
   hidden_in_->recv(flight.hidden_in.data(), flight.plan.n_tokens() * stage_.hidden_bytes(), recv_);

@@ -95,8 +95,7 @@ class Chaos:
             json.dumps({"id": f"p{i}", "prompt": f"And the LORD said {i}", "ignore_eos": True}) + "\n"
             for i in range(N_PROMPTS)))
         self.arguments = ["run", "--model", str(project / "configs/demo_model"), "--prompts", str(prompts), "--device",
-                          device, "--precision", "fp32", "--threads", "1", "--max-new-tokens", "80",
-                          "--batch-size", "6"]
+                          device, "--precision", "fp32", "--threads", "1", "--max-new-tokens", "80", "--batch-size", "6"]
         self.expected = self.complete(self.folder / "undisturbed")
 
     def launch(self, launcher, ranks):
@@ -247,8 +246,8 @@ def main():
                 options.launcher.remove("srun")
             else:
                 cluster = stack.enter_context(Cluster(nodes=2))
-        chaos = Chaos(options.program.resolve(), options.project.resolve(), folder, options.timeout_s, cluster, options.device,
-                      options.ranks)
+        chaos = Chaos(options.program.resolve(), options.project.resolve(), folder, options.timeout_s, cluster,
+                      options.device, options.ranks)
         for seed in range(options.seed, options.seed + options.rounds):
             try:
                 print(chaos.random_round(seed, options.launcher), flush=True)

@@ -5,6 +5,12 @@
 
 namespace pipeinfer::kernels::cuda {
 
+/// Calls f with a value of the element type, one of 16 bits.
+template <typename F>
+auto with_16_bits(DType dtype, F&& f) {
+  return dtype == DType::fp16 ? f(__half{}) : f(__nv_bfloat16{});
+}
+
 /// x * norm weight. Half precision ends at 65504: the product may be beyond where the normalised one is not.
 template <typename T>
 __device__ inline T scaled(float x, float weight) {

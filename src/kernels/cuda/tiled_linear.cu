@@ -360,11 +360,10 @@ void launch(const FusedLinear& p, Stream& stream) {
 /// Calls f with the element type and the tokens of the kernel for so many rows.
 template <typename F>
 auto with_kernel(int n_rows, DType dtype, F&& f) {
-  const auto with_tokens = [&](auto type) {
+  return with_16_bits(dtype, [&](auto type) {
     return n_rows <= 32 ? f(type, std::integral_constant<int, 32>{})
                         : f(type, std::integral_constant<int, 64>{});
-  };
-  return dtype == DType::fp16 ? with_tokens(__half{}) : with_tokens(__nv_bfloat16{});
+  });
 }
 
 }  // namespace

@@ -46,14 +46,6 @@ __device__ inline void order_before_global_copies() {
 #endif
 }
 
-/// c += a * b^T for a warpgroup (4 warps), 16 columns of boxes in shared memory: a [64, 16], b [N, 16]; `a` and `b` point to
-/// a column, a multiple of 16, of a box's row whose number is a multiple of 8. Of each thread (w = warp % 4, g = lane / 4, t = lane % 4), c[4j]
-/// and c[4j + 1] are row 16w + g at columns 8j + 2t and the next, c[4j + 2] and c[4j + 3] row 16w + g + 8. Runs
-/// asynchronously: begin_products() before the first of a batch, end_products() after its last, and c and the boxes are left
-/// alone until wait_products().
-template <typename T, int N>
-__device__ inline void multiply_boxes(float (&c)[N / 2], const char* a, const char* b);
-
 __device__ inline void begin_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -97,6 +89,11 @@ __device__ inline uint64_t matrix_descriptor(const char* first) {
                  "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])                                         \
                : "l"(of_a), "l"(of_b))
 
+/// c += a * b^T for a warpgroup (4 warps), 16 columns of boxes in shared memory: a [64, 16], b [N, 16]; `a` and `b` point to
+/// a column, a multiple of 16, of a box's row whose number is a multiple of 8. Of each thread (w = warp % 4, g = lane / 4,
+/// t = lane % 4), c[4j] and c[4j + 1] are row 16w + g at columns 8j + 2t and the next, c[4j + 2] and c[4j + 3] row 16w + g +
+/// 8. Runs asynchronously: begin_products() before the first of a batch, end_products() after its last, and c and the boxes
+/// are left alone until wait_products().
 template <typename T, int N>
 __device__ inline void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
