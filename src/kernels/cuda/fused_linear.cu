@@ -41,13 +41,16 @@ struct Shape {
 template <int kHalves>
 inline constexpr bool kCopiesSquares = kHalves == 1;
 
-/// How n columns are dealt to blocks: in order, and evenly.
+/// How n columns are dealt to blocks: in order, and evenly. Who would have more than one tile of few tokens but not two has
+/// two: a tile takes as long where rows are missing, and the fewer blocks find room beside attention's.
 struct Deal {
   int n, blocks, each, more;  // the first `more` blocks have one more
 
   Deal(int n, int blocks) : n(n), blocks(blocks), each(n / blocks), more(n % blocks) {}
   Deal(int n, Device device)
       : Deal(n, std::min({attribute(cudaDevAttrMultiProcessorCount, device) * kBlocksPerSm, kNormParts, n})) {
+    constexpr int kTile = Shape<1>::kGroups * kGroup;
+    if (each >= kTile && each < 2 * kTile) *this = Deal(n, (n + 2 * kTile - 1) / (2 * kTile));
   }
   __device__ int begin(int block) const { return block * each + min(block, more); }
   __device__ int count(int block) const { return each + (block < more ? 1 : 0); }

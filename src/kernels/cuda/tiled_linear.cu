@@ -164,14 +164,21 @@ struct Quad {
 };
 
 /// Four neighbouring sums, of all blocks of the cluster.
-template <int kParts>
-__device__ inline float4 total(const float* own) {
-  if constexpr (kParts == 1) return *reinterpret_cast<const float4*>(own);
-  float4 v[kParts], sum{};
+__device__ inline float4 total(const float* own, int parts) {
+  if (parts == 1) return *reinterpret_cast<const float4*>(own);
+  constexpr int kAtOnce = 4;
+  float4 sum{};
+#pragma unroll 1
+  for (int first = 0; first < parts; first += kAtOnce) {
+    float4 v[kAtOnce]{};
 #pragma unroll
-  for (int q = 0; q < kParts; ++q) v[q] = load_from_cluster(own, q);
+    for (int q = 0; q < kAtOnce; ++q) {
+      if (first + q < parts) v[q] = load_from_cluster(own, first + q);
+    }
 #pragma unroll
-  for (int q = 0; q < kParts; ++q) sum.x += v[q].x, sum.y += v[q].y, sum.z += v[q].z, sum.w += v[q].w;
+    for (int q = 0; q < kAtOnce; ++q)
+      sum.x += v[q].x, sum.y += v[q].y, sum.z += v[q].z, sum.w += v[q].w;
+  }
   return sum;
 }
 
@@ -247,81 +254,68 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncwarp();
     sums_are_there();
   } else {
-    const auto consume = [&]<int kParts>(std::integral_constant<int, kParts>) {
-      // Each block of a cluster finishes some tokens. A norm that follows needs sums over a token: its quads are a warp's.
-      constexpr int kShare = kTokens / kParts, kTurns = (kShare * 32 + kConsumers - 1) / kConsumers;
-      const int lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
-      const auto quad = [&](int turn) {
-        return Quad<T>(p, deal, part * kShare, kShare, lanes, threadIdx.x + turn * kConsumers);
-      };
-      wait_for_previous();
-      using Row = typename Quad<T>::Row;
-      constexpr int kAhead = kParts < 4 ? 1 : kTurns;
-      Row before[kAhead]{}, scale{};
-      const auto fetch = [&](int turn) {
-        if (const Quad<T> at = quad(turn); at.there && p.epilogue == Epilogue::add)
-          before[turn % kAhead] =
-              *reinterpret_cast<const Row*>(static_cast<const T*>(p.out) + at.place(deal));
-      };
-      // What is needed at the end is asked for long before.
-#pragma unroll
-      for (int turn = 0; turn < kAhead; ++turn) fetch(turn);
-      if (const Quad<T> at = quad(0); p.next.weight && at.of_tile < deal.tile && at.column < deal.n)
-        scale = *reinterpret_cast<const Row*>(static_cast<const T*>(p.next.weight) + at.column);
-
-      const int group = warp / 4;
-      float c[kTokens / 2] = {};
-      Turn turn;
-      for (int i = 0; i < n; ++i, turn.next(stages)) {
-        const char* const slot = ring + turn.slot * layout.slot;
-        wait_phase(full + turn.slot, turn.parity);
-        if (group * 64 < rows) {
-          begin_products();
-#pragma unroll
-          for (int k = 0; k < kBoxBytes; k += 32)
-            multiply_boxes<T, kTokens>(c, slot + group * 64 * kBoxBytes + k, slot + rows * kBoxBytes + k);
-          end_products();
-          wait_products<0>();  // the sooner the slot is free again, the more is under way
-        }
-        if (threadIdx.x % 128 == 0) arrive(empty + turn.slot);
-      }
-      sync_threads(1, kConsumers);  // the ring has served
-      float* const to = sums + group * 64 + warp % 4 * 16 + lane / 4 + lane % 4 * 2 * kStride;
-#pragma unroll
-      for (int j = 0; j < kTokens / 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) to[(8 * j + e % 2) * kStride + e / 2 * 8] = c[4 * j + e];
-      }
-      sums_are_there();
-
-#pragma unroll 2
-      for (int turn = 0; turn * kConsumers < kShare * lanes; ++turn) {
-        if (turn >= kAhead) fetch(turn);
-        const Quad<T> at = quad(turn);
-        float square = 0;
-        if (at.there) {
-          const float* const own = sums + at.token * kStride + at.of_tile;
-          const float4 sum = total<kParts>(own), up = deal.pairs ? total<kParts>(own + deal.half()) : sum;
-          square =
-              at.write(p, deal, sum, up, p.norm.weight ? factor[at.token] : 1, before[turn % kAhead], scale);
-        }
-        if (!p.next.weight) continue;
-        square = neighbours_sum(square, 32);
-        if (lane == 0 && at.there) p.next.squares[at.token * kNormParts + cluster] = square;
-      }
+    // Each block of a cluster finishes some tokens. A norm that follows needs sums over a token: its quads are a warp's. This
+    // runs once: the less code there is, the less has to be fetched, through a busy memory.
+    const int share = kTokens / deal.parts, lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
+    const auto quad = [&](int turn) {
+      return Quad<T>(p, deal, part * share, share, lanes, threadIdx.x + turn * kConsumers);
     };
-    switch (deal.parts) {
-      case 1:
-        consume(std::integral_constant<int, 1>{});
-        break;
-      case 2:
-        consume(std::integral_constant<int, 2>{});
-        break;
-      case 4:
-        consume(std::integral_constant<int, 4>{});
-        break;
-      default:
-        consume(std::integral_constant<int, kMostParts>{});
+    using Row = typename Quad<T>::Row;
+    Row before[2]{}, scale{};
+    const auto fetch = [&](int turn) {
+      const Quad<T> at = quad(turn);
+      return at.there && p.epilogue == Epilogue::add
+                 ? *reinterpret_cast<const Row*>(static_cast<const T*>(p.out) + at.place(deal))
+                 : Row{};
+    };
+    wait_for_previous();
+    // What is needed at the end is asked for long before.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) before[i] = fetch(i);
+    if (const Quad<T> at = quad(0); p.next.weight && at.of_tile < deal.tile && at.column < deal.n)
+      scale = *reinterpret_cast<const Row*>(static_cast<const T*>(p.next.weight) + at.column);
+
+    // A warpgroup's products are done when all its warps have come to them. Where it has none, only the thread that speaks
+    // for it may wait: others might come when the phase that they wait for is two phases ago.
+    const int group = warp / 4;
+    const bool multiplies = group * 64 < rows, speaks = threadIdx.x % 128 == 0;
+    float c[kTokens / 2] = {};
+    Turn turn;
+    for (int i = 0; i < n; ++i, turn.next(stages)) {
+      const char* const slot = ring + turn.slot * layout.slot;
+      if (multiplies || speaks) wait_phase(full + turn.slot, turn.parity);
+      if (multiplies) {
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < kBoxBytes; k += 32)
+          multiply_boxes<T, kTokens>(c, slot + group * 64 * kBoxBytes + k, slot + rows * kBoxBytes + k);
+        end_products();
+        wait_products<0>();  // the sooner the slot is free again, the more is under way
+      }
+      if (speaks) arrive(empty + turn.slot);
+    }
+    sync_threads(1, kConsumers);  // the ring has served
+    float* const to = sums + group * 64 + warp % 4 * 16 + lane / 4 + lane % 4 * 2 * kStride;
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) to[(8 * j + e % 2) * kStride + e / 2 * 8] = c[4 * j + e];
+    }
+    sums_are_there();
+
+#pragma unroll 1
+    for (int turn = 0; turn * kConsumers < share * lanes; ++turn) {
+      const Quad<T> at = quad(turn);
+      float square = 0;
+      if (at.there) {
+        const float* const own = sums + at.token * kStride + at.of_tile;
+        const float4 sum = total(own, deal.parts), up = deal.pairs ? total(own + deal.half(), deal.parts) : sum;
+        const Row held = turn == 0 ? before[0] : turn == 1 ? before[1] : fetch(turn);
+        square = at.write(p, deal, sum, up, p.norm.weight ? factor[at.token] : 1, held, scale);
+      }
+      if (!p.next.weight) continue;
+      square = neighbours_sum(square, 32);
+      if (lane == 0 && at.there) p.next.squares[at.token * kNormParts + cluster] = square;
     }
   }
   if (deal.parts > 1) leave_cluster();
