@@ -67,7 +67,8 @@ over() {
 part_equality() {
   mkdir -p $results
   step "equality: the demo model in fp32, on the CPU and on the GPU"
-  local demo=(build/gpu/pipeinfer run --config configs/demo.json --overwrite)
+  grep -v temperature prompts/demo.jsonl >$results/demo-greedy.jsonl  # a reference run does not sample
+  local demo=(build/gpu/pipeinfer run --config configs/demo.json --prompts $results/demo-greedy.jsonl --overwrite)
   "${demo[@]}" --device cpu --local-debug --output-dir $results/demo-cpu
   "${demo[@]}" --device cuda --precision fp32 --output-dir $results/demo-gpu
   python3 tests/gpu/compare_transformers.py tokens $results/demo-{cpu/reference,gpu/completions}.jsonl

@@ -90,6 +90,7 @@ struct LlamaStage::Impl {
   }
 
   std::string warm_up();
+  void run_empty_prompt(Stream& stream);
   void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream);
 
   Pass make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const;
@@ -159,11 +160,13 @@ LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, D
           .max_position = config.max_position_embeddings};
 }
 
-// Everything is run once before it is captured: libraries choose and load their kernels at first use.
+// Everything is run once, and before it is captured: libraries choose and load their kernels at first use, which would take
+// as long as a dozen steps.
 std::string LlamaStage::Impl::warm_up() {
   if (!device.is_cuda()) return "no CUDA graphs: the device is a CPU";
-  if (!options.cuda_graphs) return "no CUDA graphs: they were not wanted";
   Stream stream(device);
+  run_empty_prompt(stream);
+  if (!options.cuda_graphs) return "no CUDA graphs: they were not wanted";
   host.set_decode({}, 0, options.max_graph_rows(), options.slots);
   upload.begin();
   upload.put(host.decode_slot);
@@ -181,6 +184,28 @@ std::string LlamaStage::Impl::warm_up() {
     return cat("no CUDA graphs: ", e.what());
   }
   return cat(graphs.size(), " CUDA graphs, of up to ", graphs.rbegin()->first, " rows");
+}
+
+// A step of as many tokens as there may be, token 0 in the null slot.
+void LlamaStage::Impl::run_empty_prompt(Stream& stream) {
+  host.token.assign(options.max_tokens, 0);
+  host.slot.assign(options.max_tokens, options.slots);
+  host.position.resize(options.max_tokens);
+  for (int i = 0; i < options.max_tokens; ++i) host.position[i] = i % options.context;
+  upload.begin();
+  const int32_t* token = upload.put(host.token);
+  const Pass pass = make_pass(space.x,
+                              {.slot = upload.put(host.slot),
+                               .position = upload.put(host.position),
+                               .n_tokens = options.max_tokens,
+                               .max_context = options.context},
+                              stream);
+  upload.send(stream);
+  prepare(pass);
+  if (is_first()) modules.embed(pass, token, space.slots.last_token);
+  modules.forward(pass, cache);
+  if (is_last()) modules.head(space.logits, pass, nullptr, 1);
+  finish_copies(stream);
 }
 
 Pass LlamaStage::Impl::make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const {

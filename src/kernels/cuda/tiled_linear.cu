@@ -176,8 +176,7 @@ __device__ inline float4 total(const float* own, int parts) {
       if (first + q < parts) v[q] = load_from_cluster(own, first + q);
     }
 #pragma unroll
-    for (int q = 0; q < kAtOnce; ++q)
-      sum.x += v[q].x, sum.y += v[q].y, sum.z += v[q].z, sum.w += v[q].w;
+    for (int q = 0; q < kAtOnce; ++q) sum.x += v[q].x, sum.y += v[q].y, sum.z += v[q].z, sum.w += v[q].w;
   }
   return sum;
 }
@@ -309,7 +308,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       float square = 0;
       if (at.there) {
         const float* const own = sums + at.token * kStride + at.of_tile;
-        const float4 sum = total(own, deal.parts), up = deal.pairs ? total(own + deal.half(), deal.parts) : sum;
+        const float4 sum = total(own, deal.parts),
+                     up = deal.pairs ? total(own + deal.half(), deal.parts) : sum;
         const Row held = turn == 0 ? before[0] : turn == 1 ? before[1] : fetch(turn);
         square = at.write(p, deal, sum, up, p.norm.weight ? factor[at.token] : 1, held, scale);
       }
