@@ -28,6 +28,13 @@ struct StepInFlight {
 struct Lane {
   std::vector<std::unique_ptr<Served>> sequences;  // oldest first
   std::deque<StepInFlight> steps;                  // oldest first
+
+  // Sequences that still want rows: who only waits for the last ones in flight gives the lane nothing to do.
+  auto busy() const {
+    return std::count_if(sequences.begin(), sequences.end(), [](const auto& served) {
+      return served->wants_prefill() || served->wants_decode();
+    });
+  }
 };
 
 int32_t blocks_for(int32_t tokens, int32_t block_size) { return (tokens + block_size - 1) / block_size; }
@@ -88,7 +95,7 @@ struct Scheduler::Impl {
       served->slot = slots.take();
       for (int32_t i = 0; i < need; ++i) served->blocks.push_back(blocks.take());
       std::min_element(lanes.begin(), lanes.end(), [](const Lane& a, const Lane& b) {
-        return a.sequences.size() < b.sequences.size();
+        return a.busy() < b.busy();
       })->sequences.push_back(std::move(served));
     }
   }

@@ -148,6 +148,27 @@ TEST(Scheduler, SequencesSpreadOverLanes) {
   EXPECT_EQ(simulation.events.order, (std::vector<std::string>{"a", "d", "b", "c", "e"}));
 }
 
+// Lanes whose sequences end together, one lane after the other: what waits is spread over both, not all the first one's.
+TEST(Scheduler, WhoOnlyWaitsForItsLastStepCountsForNoLane) {
+  SchedulerConfig config = small_config();
+  config.lanes = 2;
+  Simulation simulation(config);
+  for (const char* id : {"a", "b", "c", "d", "e", "f"})
+    ASSERT_FALSE(simulation.scheduler.submit(make_request(id, prompt(2), 2), 0));
+  const auto rows = [&](int lane) {
+    const auto plan = simulation.plan(lane);
+    return plan ? plan->rows.size() : 0;
+  };
+  for (int lane : {0, 1}) EXPECT_EQ(rows(lane), 2u);  // prompts
+  simulation.commit_any();
+  for (int lane : {0, 1}) EXPECT_EQ(rows(lane), 2u);  // the second tokens
+  simulation.commit(0);                               // a and c are done, b and d in flight
+  EXPECT_EQ(rows(0), 1u);
+  simulation.commit(1);
+  EXPECT_EQ(rows(1), 1u);
+  simulation.finish();
+}
+
 TEST(Scheduler, FewerSequencesThanLanesLeaveLanesEmpty) {
   SchedulerConfig config = small_config();
   config.lanes = 3;
