@@ -41,8 +41,8 @@ struct Shape {
 template <int kHalves>
 inline constexpr bool kCopiesSquares = kHalves == 1;
 
-/// How n columns are dealt to blocks: in order, and evenly. Who would have more than one tile of few tokens but not two has
-/// two: a tile takes as long where rows are missing, and the fewer blocks find room beside attention's.
+/// How n columns are dealt to blocks: in order, and evenly. Who would have one tile of few tokens and a part of another has
+/// two: a tile takes as long where rows are missing, and fewer blocks find room beside attention's.
 struct Deal {
   int n, blocks, each, more;  // the first `more` blocks have one more
 
@@ -50,10 +50,11 @@ struct Deal {
   Deal(int n, Device device)
       : Deal(n, std::min({attribute(cudaDevAttrMultiProcessorCount, device) * kBlocksPerSm, kNormParts, n})) {
     constexpr int kTile = Shape<1>::kGroups * kGroup;
-    if (each >= kTile && each < 2 * kTile) *this = Deal(n, (n + 2 * kTile - 1) / (2 * kTile));
+    const int most = count(0);
+    if (most > kTile && most < 2 * kTile) *this = Deal(n, (n + 2 * kTile - 1) / (2 * kTile));
   }
   __device__ int begin(int block) const { return block * each + min(block, more); }
-  __device__ int count(int block) const { return each + (block < more ? 1 : 0); }
+  __host__ __device__ int count(int block) const { return each + (block < more ? 1 : 0); }
 };
 
 /// What a thread writes of the tile that begins with the block's column `first`.

@@ -253,8 +253,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncwarp();
     sums_are_there();
   } else {
-    // Each block of a cluster finishes some tokens. A norm that follows needs sums over a token: its quads are a warp's. This
-    // runs once: the less code there is, the less has to be fetched, through a busy memory.
+    // Each block of a cluster finishes some tokens. A norm that follows needs sums over a token: its quads are a warp's.
     const int share = kTokens / deal.parts, lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
     const auto quad = [&](int turn) {
       return Quad<T>(p, deal, part * share, share, lanes, threadIdx.x + turn * kConsumers);
