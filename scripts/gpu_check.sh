@@ -161,7 +161,7 @@ part_scaling() {
     make_model
     over 2 build/gpu/pipeinfer run --model "$model" --prompts prompts/prompts.jsonl --batch-size 32 --max-new-tokens 64 \
       --ignore-eos --trace --overwrite --output-dir $results/timeline
-    python3 scripts/plot_trace.py $results/timeline/trace.json $results/timeline.svg --begin-ms 100 --ms 20
+    python3 scripts/plot_trace.py $results/timeline/trace.json $results/timeline.svg --begin-ms 60 --ms 100
   fi
 }
 
