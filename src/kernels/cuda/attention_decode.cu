@@ -11,6 +11,7 @@
 // cost nothing that is scarce).
 #include "decode_tile.cuh"
 #include "launch.cuh"
+#include "tiled_linear.h"
 
 namespace pipeinfer::kernels::cuda {
 using namespace decode;
@@ -90,7 +91,7 @@ struct Row {
 };
 
 template <typename T, int D>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(Problem<T> p) {
+__global__ void __maxnreg__(kRegisters) decode_kernel(Problem<T> p) {
   constexpr int kOctetElements = kOctet * D;
   extern __shared__ uint4 shared[];
   __shared__ Barrier landed[kWarps][2];  // tiles of K, of V
@@ -299,7 +300,8 @@ bool launch(const Problem<T>& p, int blocks, Stream& stream) {
     return false;
   allow_shared(kernel, shared);
   // Few blocks leave what they can of the L1 cache to the products around them.
-  const bool few = blocks <= attribute(cudaDevAttrMultiProcessorCount, stream.device());
+  const bool few = p.tokens.n_single <= kUntiledRows &&
+                   blocks <= attribute(cudaDevAttrMultiProcessorCount, stream.device());
   launch_dependent(kernel, blocks, kThreads, {static_cast<size_t>(shared), few ? kSmallShare : -1}, stream,
                    p);
   return true;
@@ -307,12 +309,24 @@ bool launch(const Problem<T>& p, int blocks, Stream& stream) {
 
 }  // namespace
 
+// Up to so many tokens, a multiprocessor has one block where tiled products are around it: so there is room for one of the
+// next product, whose first weights come meanwhile. Of more, two blocks' loads are worth more.
+constexpr int kLoneRows = 16;
+
 int decode::most_blocks(Device device, const Grouping& grouping, int head_dim) {
   constexpr int kReserved = 1 << 10;  // bytes of shared memory that every block takes beside its own
   const int shared = Layout{grouping.heads, head_dim}.bytes() + kReserved;
   const int resident =
       std::clamp(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) / shared, 1, kBlocksPerSm);
   return attribute(cudaDevAttrMultiProcessorCount, device) * resident;
+}
+
+int decode::grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most, Device device) {
+  const int rows = tokens.n_single;
+  const int64_t pieces = int64_t{rows} * grouping.items * pieces_of(octets_of(tokens.max_context));
+  const bool lone = pieces < most || (rows > kUntiledRows && rows <= kLoneRows && has_tiled_linear(device));
+  const int blocks = lone ? std::min(most, attribute(cudaDevAttrMultiProcessorCount, device)) : most;
+  return static_cast<int>(std::min<int64_t>(blocks, pieces));
 }
 
 size_t decode_workspace_bytes(int n_heads, int n_kv_heads, int head_dim, Device device) {
@@ -339,8 +353,8 @@ void decode_attention(void* out, void* qkv, const KvLayer& cache, const TokenTab
           .n_heads = n_heads,
           .reciprocal = static_cast<uint32_t>((int64_t{1} << 31) / (cache.block_size / kOctet)) + 1,
           .scale = scale * 1.44269504f};
-      with_head_dim(cache.head_dim,
-                    [&](auto d) { done = launch<T, d()>(p, grid_blocks(tokens, grouping, most), stream); });
+      const int blocks = grid_blocks(tokens, grouping, most, stream.device());
+      with_head_dim(cache.head_dim, [&](auto d) { done = launch<T, d()>(p, blocks, stream); });
     }
   });
   if (done) return;

@@ -144,7 +144,7 @@ void prepare_attention(float* angle, void* workspace, const KvLayer& cache, cons
                        const Rope& rope, int n_heads, Stream& stream) {
   const Grouping grouping(n_heads, cache.n_kv_heads);
   const int most = workspace ? most_blocks(stream.device(), grouping, cache.head_dim) : 0;
-  const int blocks = grid_blocks(tokens, grouping, most);
+  const int blocks = grid_blocks(tokens, grouping, most, stream.device());
   const int deal_blocks = (blocks * kWarps + kPrepareWarps - 1) / kPrepareWarps;
   const int64_t angles = int64_t{tokens.n_tokens} * cache.head_dim / 2;
   const unsigned grid = deal_blocks + static_cast<unsigned>((angles + kPrepareThreads - 1) / kPrepareThreads);

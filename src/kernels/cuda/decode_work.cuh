@@ -11,6 +11,7 @@ namespace pipeinfer::kernels::cuda::decode {
 
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
+inline constexpr int kRegisters = 192;  // of a thread
 inline constexpr int kBlocksPerSm = 2;  // of head_dim 100: 105 KB of shared memory each
 inline constexpr int kTile = 8;         // octets: what a warp takes at a time
 inline constexpr int kHeads = 8;        // query heads that a block takes at most: columns of a product
@@ -78,9 +79,6 @@ struct Layout {
 /// Most blocks of a launch: as many as are resident at once.
 int most_blocks(Device device, const Grouping& grouping, int head_dim);
 /// Of the launch for these tokens, whatever their positions are.
-inline int grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most) {
-  const int64_t pieces = int64_t{tokens.n_single} * grouping.items * pieces_of(octets_of(tokens.max_context));
-  return static_cast<int>(std::min<int64_t>(most, pieces));
-}
+int grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most, Device device);
 
 }  // namespace pipeinfer::kernels::cuda::decode

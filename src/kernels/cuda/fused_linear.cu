@@ -267,8 +267,6 @@ __global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitN
   if (lane == 0) norm.squares[blockIdx.x * kNormParts + part] = square;
 }
 
-// With more, tiles are faster.
-constexpr int kUntiledRows = 8;
 bool takes_tiles(int n_rows, int columns, Device device) {
   return n_rows > kUntiledRows && columns % 4 == 0 && has_tiled_linear(device);
 }

@@ -22,13 +22,12 @@ namespace {
 
 constexpr int kBoxBytes = kBoxColumns * 2;  // of a row
 constexpr int kMostStages = 6;              // of the ring
-constexpr int kGroups = 3;                  // warpgroups that multiply, 64 rows of the weight each
+constexpr int kGroups = 3;                  // most warpgroups that multiply, 64 rows of the weight each
 constexpr int kMostRows = 152;  // of the weight, in a slot: two blocks' rings find room in a multiprocessor
 constexpr int kMostParts = 8;   // blocks of a cluster
 // Bytes of a multiprocessor's shared memory: two times the first are too much, both of them fit.
 constexpr int kMoreThanHalf = 116000, kLessThanHalf = 115000;
-constexpr int kConsumers = kGroups * 128, kWarps = kConsumers / 32, kThreads = kConsumers + 64;
-constexpr int kCopyWarp = kWarps, kNormWarp = kWarps + 1;
+constexpr int kRegisters = 64;             // of a thread, at most
 constexpr int kStride = kGroups * 64 + 4;  // of a token's sums: its banks differ from the next one's
 
 /// How n columns of out are dealt: each cluster has a tile of them, and each of its blocks a part of k.
@@ -52,6 +51,7 @@ struct Deal {
   }
   __host__ __device__ int half() const { return (tile + 7) / 8 * 8; }           // whole groups of the swizzle
   __host__ __device__ int rows() const { return pairs ? 2 * half() : half(); }  // of the weight, in a slot
+  __host__ __device__ int consumers() const { return (rows() + 63) / 64 * 128; }  // threads that multiply
 };
 
 /// What lies in shared memory: the ring, of weights [rows, 64] and x [tokens, 64] a slot, whose place the sums [tokens,
@@ -117,26 +117,23 @@ __global__ void __launch_bounds__(32) tiled_norm_kernel(const T* x, SplitNorm no
   if (threadIdx.x == 0) norm.squares[blockIdx.y * kNormParts + blockIdx.x] = square;
 }
 
-/// Four neighbouring columns of a token: what a thread makes of the sums.
+/// Four neighbouring columns of out, of which a thread finishes some tokens.
 template <typename T>
 struct Quad {
   using Row = typename Word<4 * sizeof(T)>::type;
-  int token, of_tile, column;  // its first column, of the tile and of out
+  int of_tile, column;  // its first column, of the tile and of out
   bool there;
 
-  /// Number i of those of the tokens [first, first + share), `lanes` of a token.
-  __device__ Quad(const FusedLinear& p, const Deal& deal, int first, int share, int lanes, int i) {
-    token = first + i / lanes;
-    of_tile = i % lanes * 4;
-    column = static_cast<int>(blockIdx.x) / deal.parts * deal.tile + of_tile;
-    there = token < min(first + share, p.n_rows) && of_tile < deal.tile && column < deal.n;
-  }
-  __device__ int64_t place(const Deal& deal) const { return int64_t{token} * deal.n + column; }
+  __device__ Quad(const Deal& deal, int of_tile)
+      : of_tile(of_tile),
+        column(static_cast<int>(blockIdx.x) / deal.parts * deal.tile + of_tile),
+        there(of_tile < deal.tile && column < deal.n) {}
+  __device__ int64_t place(const Deal& deal, int token) const { return int64_t{token} * deal.n + column; }
 
   /// Writes out, and what a norm after it needs; returns the sum of squares of what was written. `before`: what out held,
   /// `scale`: the weight of that norm.
-  __device__ float write(const FusedLinear& p, const Deal& deal, float4 sum, float4 up, float factor,
-                         Row before, Row scale) const {
+  __device__ float write(const FusedLinear& p, const Deal& deal, int token, float4 sum, float4 up,
+                         float factor, Row before, Row scale) const {
     float v[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
     float ups[4] = {up.x * factor, up.y * factor, up.z * factor, up.w * factor}, other[4];
     if (p.bias) {
@@ -148,7 +145,7 @@ struct Quad {
       for (int j = 0; j < 4; ++j) ups[j] += other[j];
     }
     if (p.epilogue == Epilogue::store_fp32) {
-      store(static_cast<float*>(p.out) + place(deal), v);
+      store(static_cast<float*>(p.out) + place(deal, token), v);
       return 0;
     }
     load(other, reinterpret_cast<const T*>(&before));
@@ -157,9 +154,9 @@ struct Quad {
       if (deal.pairs) v[j] = __fdividef(v[j], 1 + __expf(-v[j])) * ups[j];
       v[j] = to_float(from_float<T>(v[j] + other[j]));
     }
-    store(static_cast<T*>(p.out) + place(deal), v);
+    store(static_cast<T*>(p.out) + place(deal, token), v);
     if (!p.next.weight) return 0;
-    return write_scaled(static_cast<T*>(p.next.scaled) + place(deal), v, scale);
+    return write_scaled(static_cast<T*>(p.next.scaled) + place(deal, token), v, scale);
   }
 };
 
@@ -182,7 +179,7 @@ __device__ inline float4 total(const float* own, int parts) {
 }
 
 template <typename T, int kTokens>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __maxnreg__(kRegisters)
     tiled_linear_kernel(const __grid_constant__ TileMap weight, const __grid_constant__ TileMap x,
                         FusedLinear p, Deal deal, Layout<kTokens> layout) {
   extern __shared__ uint4 shared[];
@@ -195,12 +192,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int part = cluster_rank(), cluster = static_cast<int>(blockIdx.x) / deal.parts;
   const int steps = (p.n_in + kBoxColumns - 1) / kBoxColumns;
   const int begin = steps * part / deal.parts, n = steps * (part + 1) / deal.parts - begin;
-  const int rows = deal.rows(), stages = layout.stages;
+  const int rows = deal.rows(), stages = layout.stages, consumers = deal.consumers();
+  const int copy_warp = consumers / 32, norm_warp = copy_warp + 1;
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
       init_barrier(full + i, 1);
-      init_barrier(empty + i, kGroups);
+      init_barrier(empty + i, consumers / 128);
     }
   }
   __syncthreads();
@@ -210,10 +208,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (deal.parts > 1) {
       sync_cluster();
     } else {
-      sync_threads(2, kConsumers + 32);
+      sync_threads(2, consumers + 32);
     }
   };
-  if (warp == kCopyWarp) {
+  if (warp == copy_warp) {
     const auto copy_weight = [&](int i, int at) {
       char* const to = ring + at * layout.slot;
       const int column = (begin + i) * kBoxColumns;
@@ -241,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncwarp();
     if (deal.parts > 1) sums_are_there();
-  } else if (warp == kNormWarp) {
+  } else if (warp == norm_warp) {
     wait_for_previous();
     for (int token = lane; p.norm.weight && token < p.n_rows; token += 32) {
       const float* const squares = p.norm.squares + token * kNormParts;
@@ -252,47 +250,45 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncwarp();
     sums_are_there();
+  } else if (warp > norm_warp) {  // these only take registers: see launch()
+    if (deal.parts > 1) sums_are_there();
   } else {
-    // Each block of a cluster finishes some tokens. A norm that follows needs sums over a token: its quads are a warp's.
+    // Each block of a cluster finishes some tokens, a thread four columns of some of those. A norm that follows needs sums
+    // over a token: its columns are a warp's.
     const int share = kTokens / deal.parts, lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
-    const auto quad = [&](int turn) {
-      return Quad<T>(p, deal, part * share, share, lanes, threadIdx.x + turn * kConsumers);
-    };
+    const int at_once = consumers / lanes, thread = static_cast<int>(threadIdx.x);
+    const int first = part * share + thread / lanes;
+    const int end = thread < at_once * lanes ? min((part + 1) * share, p.n_rows) : 0;
+    const Quad<T> quad(deal, thread % lanes * 4);
     using Row = typename Quad<T>::Row;
     Row before[2]{}, scale{};
-    const auto fetch = [&](int turn) {
-      const Quad<T> at = quad(turn);
-      return at.there && p.epilogue == Epilogue::add
-                 ? *reinterpret_cast<const Row*>(static_cast<const T*>(p.out) + at.place(deal))
+    const auto fetch = [&](int token) {
+      return token < end && quad.there && p.epilogue == Epilogue::add
+                 ? *reinterpret_cast<const Row*>(static_cast<const T*>(p.out) + quad.place(deal, token))
                  : Row{};
     };
     wait_for_previous();
     // What is needed at the end is asked for long before.
 #pragma unroll
-    for (int i = 0; i < 2; ++i) before[i] = fetch(i);
-    if (const Quad<T> at = quad(0); p.next.weight && at.of_tile < deal.tile && at.column < deal.n)
-      scale = *reinterpret_cast<const Row*>(static_cast<const T*>(p.next.weight) + at.column);
+    for (int i = 0; i < 2; ++i) before[i] = fetch(first + i * at_once);
+    if (p.next.weight && quad.there)
+      scale = *reinterpret_cast<const Row*>(static_cast<const T*>(p.next.weight) + quad.column);
 
-    // A warpgroup's products are done when all its warps have come to them. Where it has none, only the thread that speaks
-    // for it may wait: others might come when the phase that they wait for is two phases ago.
     const int group = warp / 4;
-    const bool multiplies = group * 64 < rows, speaks = threadIdx.x % 128 == 0;
     float c[kTokens / 2] = {};
     Turn turn;
     for (int i = 0; i < n; ++i, turn.next(stages)) {
       const char* const slot = ring + turn.slot * layout.slot;
-      if (multiplies || speaks) wait_phase(full + turn.slot, turn.parity);
-      if (multiplies) {
-        begin_products();
+      wait_phase(full + turn.slot, turn.parity);
+      begin_products();
 #pragma unroll
-        for (int k = 0; k < kBoxBytes; k += 32)
-          multiply_boxes<T, kTokens>(c, slot + group * 64 * kBoxBytes + k, slot + rows * kBoxBytes + k);
-        end_products();
-        wait_products<0>();  // the sooner the slot is free again, the more is under way
-      }
-      if (speaks) arrive(empty + turn.slot);
+      for (int k = 0; k < kBoxBytes; k += 32)
+        multiply_boxes<T, kTokens>(c, slot + group * 64 * kBoxBytes + k, slot + rows * kBoxBytes + k);
+      end_products();
+      wait_products<0>();  // the sooner the slot is free again, the more is under way
+      if (threadIdx.x % 128 == 0) arrive(empty + turn.slot);
     }
-    sync_threads(1, kConsumers);  // the ring has served
+    sync_threads(1, consumers);  // the ring has served
     float* const to = sums + group * 64 + warp % 4 * 16 + lane / 4 + lane % 4 * 2 * kStride;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) {
@@ -301,23 +297,27 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     sums_are_there();
 
+    const float* own = sums + first * kStride + quad.of_tile;
 #pragma unroll 1
-    for (int turn = 0; turn * kConsumers < share * lanes; ++turn) {
-      const Quad<T> at = quad(turn);
+    for (int token = first; token < end; token += at_once, own += at_once * kStride) {
       float square = 0;
-      if (at.there) {
-        const float* const own = sums + at.token * kStride + at.of_tile;
+      if (quad.there) {
         const float4 sum = total(own, deal.parts),
                      up = deal.pairs ? total(own + deal.half(), deal.parts) : sum;
-        const Row held = turn == 0 ? before[0] : turn == 1 ? before[1] : fetch(turn);
-        square = at.write(p, deal, sum, up, p.norm.weight ? factor[at.token] : 1, held, scale);
+        square = quad.write(p, deal, token, sum, up, p.norm.weight ? factor[token] : 1, before[0], scale);
       }
+      before[0] = before[1];
+      before[1] = fetch(token + 2 * at_once);
       if (!p.next.weight) continue;
       square = neighbours_sum(square, 32);
-      if (lane == 0 && at.there) p.next.squares[at.token * kNormParts + cluster] = square;
+      if (lane == 0) p.next.squares[token * kNormParts + cluster] = square;
     }
   }
-  if (deal.parts > 1) leave_cluster();
+  if (deal.parts > 1) {
+    leave_cluster();
+  } else {
+    __syncthreads();  // who has nothing to do stays, with its registers
+  }
 }
 
 template <typename T, int kTokens>
@@ -325,11 +325,23 @@ Deal deal_of(int n, Epilogue epilogue, Device device) {
   static const auto most = [&] {  // the GPUs of a process are alike
     std::array<int, kMostParts + 1> most{};
     for (int parts = 1; parts <= kMostParts; parts *= 2)
-      most[parts] = std::min(attribute(cudaDevAttrMultiProcessorCount, device) / parts,
-                             most_clusters(tiled_linear_kernel<T, kTokens>, kThreads, kMoreThanHalf, parts));
+      most[parts] =
+          std::min(attribute(cudaDevAttrMultiProcessorCount, device) / parts,
+                   most_clusters(tiled_linear_kernel<T, kTokens>, kGroups * 128 + 64, kMoreThanHalf, parts));
     return most;
   }();
   return Deal(n, epilogue, [](int parts) { return most[parts]; });
+}
+
+/// Threads of a block of which no two find registers in a multiprocessor: each of its four parts has a quarter of them, and
+/// of a block every fourth warp.
+template <typename... P>
+int more_than_half_of_registers(void (*kernel)(P...)) {
+  constexpr int kOfPart = 65536 / 4;
+  cudaFuncAttributes code{};
+  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  const int of_warp = (code.numRegs + 7) / 8 * 8 * 32;
+  return (kOfPart / of_warp / 2 + 1) * 4 * 32;
 }
 
 template <typename T, int kTokens>
@@ -338,14 +350,16 @@ void launch(const FusedLinear& p, Stream& stream) {
                                         stream.device());
   PI_CHECK(!p.next.weight || p.next.parts == deal.clusters, p.next.parts, " parts of a norm, not ",
            deal.clusters);
-  // Blocks of one kernel two to a multiprocessor would leave others without any. Those that add are too large for two; the
-  // kernels before and after them have blocks that are small enough for one of each.
+  // Blocks of one kernel two to a multiprocessor would leave others without any, and yet there must be room for one beside
+  // one of the kernel before. So those that add have more than half of the shared memory and less than half of the
+  // registers, and those between them the other way round.
   const bool adds = p.epilogue == Epilogue::add;
   const Layout<kTokens> layout(deal, adds ? kMoreThanHalf : kLessThanHalf);
   const int bytes = adds ? std::max(layout.bytes(), kMoreThanHalf) : layout.bytes();
   const auto kernel = tiled_linear_kernel<T, kTokens>;
   allow_shared(kernel, bytes);
-  launch_dependent(kernel, Grid(deal.clusters * deal.parts, deal.parts), kThreads, bytes, stream,
+  const int threads = std::max(deal.consumers() + 64, adds ? 0 : more_than_half_of_registers(kernel));
+  launch_dependent(kernel, Grid(deal.clusters * deal.parts, deal.parts), threads, bytes, stream,
                    make_tile_map(p.weight, p.n_out, p.n_in, deal.tile),
                    make_tile_map(p.x, p.n_rows, p.n_in, kTokens), p, deal, layout);
 }

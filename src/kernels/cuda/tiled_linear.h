@@ -5,6 +5,8 @@
 
 namespace pipeinfer::kernels::cuda {
 
+/// Rows of which fused_linear.cu is faster.
+inline constexpr int kUntiledRows = 8;
 /// Whether they run there: on GPUs of compute capability 9.0, where code for sm_90a is built in.
 bool has_tiled_linear(Device device);
 /// The parts of a norm of n columns that they write.

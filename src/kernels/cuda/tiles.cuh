@@ -132,10 +132,13 @@ __device__ inline int cluster_rank() {
   return static_cast<int>(rank);
 }
 /// Every thread of the cluster arrives, and waits for the others: they see each other's writes before it, to shared memory
-/// too.
+/// alone. For those to global memory too, all would wait that are under way, with the next kernel's first weights in front.
 __device__ inline void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile(
+      "fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
 #endif
 }
 /// What this thread has read of the others' shared memory, it has: every thread arrives, and block after block may end when

@@ -14,6 +14,7 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 // __shared__ and kernel<<<>>> are left to translate.py.
 

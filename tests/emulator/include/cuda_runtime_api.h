@@ -22,11 +22,12 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, size_t bytes) {
 }
 
 struct cudaFuncAttributes {
-  int ptxVersion;
+  int ptxVersion, numRegs;
 };
 template <typename Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
   attributes->ptxVersion = 90;
+  attributes->numRegs = 64;
   return cudaSuccess;
 }
 template <typename Kernel>
