@@ -90,7 +90,7 @@ struct LlamaStage::Impl {
   }
 
   std::string warm_up();
-  void run_empty_prompt(Stream& stream);
+  void run_empty_prompt(int n_tokens, Stream& stream);
   void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream);
 
   Pass make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const;
@@ -160,12 +160,16 @@ LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, D
           .max_position = config.max_position_embeddings};
 }
 
-// Everything is run once, and before it is captured: libraries choose and load their kernels at first use, which would take
-// as long as a dozen steps.
+// Everything is run once, and before it is captured: libraries choose and load their kernels at first use, others for other
+// numbers of tokens, which would take as long as some steps each time.
 std::string LlamaStage::Impl::warm_up() {
   if (!device.is_cuda()) return "no CUDA graphs: the device is a CPU";
   Stream stream(device);
-  run_empty_prompt(stream);
+  int n_tokens = options.max_tokens;
+  do {
+    run_empty_prompt(n_tokens, stream);
+    n_tokens /= 2;
+  } while (n_tokens > most_fused);
   if (!options.cuda_graphs) return "no CUDA graphs: they were not wanted";
   host.set_decode({}, 0, options.max_graph_rows(), options.slots);
   upload.begin();
@@ -186,18 +190,18 @@ std::string LlamaStage::Impl::warm_up() {
   return cat(graphs.size(), " CUDA graphs, of up to ", graphs.rbegin()->first, " rows");
 }
 
-// A step of as many tokens as there may be, token 0 in the null slot.
-void LlamaStage::Impl::run_empty_prompt(Stream& stream) {
-  host.token.assign(options.max_tokens, 0);
-  host.slot.assign(options.max_tokens, options.slots);
-  host.position.resize(options.max_tokens);
-  for (int i = 0; i < options.max_tokens; ++i) host.position[i] = i % options.context;
+// A step of so many tokens, token 0 in the null slot.
+void LlamaStage::Impl::run_empty_prompt(int n_tokens, Stream& stream) {
+  host.token.assign(n_tokens, 0);
+  host.slot.assign(n_tokens, options.slots);
+  host.position.resize(n_tokens);
+  for (int i = 0; i < n_tokens; ++i) host.position[i] = i % options.context;
   upload.begin();
   const int32_t* token = upload.put(host.token);
   const Pass pass = make_pass(space.x,
                               {.slot = upload.put(host.slot),
                                .position = upload.put(host.position),
-                               .n_tokens = options.max_tokens,
+                               .n_tokens = n_tokens,
                                .max_context = options.context},
                               stream);
   upload.send(stream);
