@@ -11,7 +11,7 @@ namespace pipeinfer::kernels::cuda::decode {
 
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
-inline constexpr int kRegisters = 192;  // of a thread
+inline constexpr int kRegisters = 192;  // of a thread: a block fits beside one of a tiled product
 inline constexpr int kBlocksPerSm = 2;  // of head_dim 100: 105 KB of shared memory each
 inline constexpr int kTile = 8;         // octets: what a warp takes at a time
 inline constexpr int kHeads = 8;        // query heads that a block takes at most: columns of a product
