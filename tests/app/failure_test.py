@@ -187,10 +187,11 @@ class Failures(program.ProgramTest):
                 self.assertEqual(self.resume(prompts, output, 2), expected)
 
     def stopped_by_a_write_error(self, run, output, why):
-        """Exit code 1, one sentence that names the file, and whole records. -> those, by file."""
+        """Exit code 1, one sentence that names the file, and rank 1 if it was its, and whole records. -> those, by file."""
         _, errors = run.communicate(timeout=60)
         self.assertEqual(run.returncode, 1, errors)
-        said = re.findall(rf"^pipeinfer: cannot write ({re.escape(str(output))}/\S+): {why}$", errors, re.MULTILINE)
+        said = re.findall(rf"^pipeinfer: (?:rank 1 \(.*\): )?cannot write ({re.escape(str(output))}/\S+): {why}$", errors,
+                          re.MULTILINE)
         self.assertEqual(len(said), 1, errors)
         files = {file: file.read_bytes() for file in output.glob("completions_rank_*.jsonl")}
         for data in files.values():
