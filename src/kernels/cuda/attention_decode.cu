@@ -290,9 +290,6 @@ __global__ void __maxnreg__(kRegisters) decode_kernel(Problem<T> p) {
   }
 }
 
-/// Whether the products around attention of so many tokens are tiled ones.
-bool among_tiles(int tokens, Device device) { return tokens > kUntiledRows && has_tiled_linear(device); }
-
 /// Whether there is a kernel for this; then it is launched.
 template <typename T, int D>
 bool launch(const Problem<T>& p, int blocks, Stream& stream) {
@@ -304,7 +301,7 @@ bool launch(const Problem<T>& p, int blocks, Stream& stream) {
   allow_shared(kernel, shared);
   // Few blocks leave what they can of the L1 cache to the products around them, if those use it.
   const bool few = blocks <= attribute(cudaDevAttrMultiProcessorCount, stream.device()) &&
-                   !among_tiles(p.tokens.n_single, stream.device());
+                   !tiles_are_faster(p.tokens.n_single, stream.device());
   launch_dependent(kernel, blocks, kThreads, {static_cast<size_t>(shared), few ? kSmallShare : -1}, stream,
                    p);
   return true;
@@ -327,7 +324,7 @@ int decode::most_blocks(Device device, const Grouping& grouping, int head_dim) {
 int decode::grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most, Device device) {
   const int rows = tokens.n_single;
   const int64_t pieces = int64_t{rows} * grouping.items * pieces_of(octets_of(tokens.max_context));
-  const bool lone = pieces < most || (rows <= kLoneRows && among_tiles(rows, device));
+  const bool lone = pieces < most || (rows <= kLoneRows && tiles_are_faster(rows, device));
   const int blocks = lone ? std::min(most, attribute(cudaDevAttrMultiProcessorCount, device)) : most;
   return static_cast<int>(std::min<int64_t>(blocks, pieces));
 }

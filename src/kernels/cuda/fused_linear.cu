@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitN
 }
 
 bool takes_tiles(int n_rows, int columns, Device device) {
-  return n_rows > kUntiledRows && columns % 4 == 0 && has_tiled_linear(device);
+  return columns % 4 == 0 && tiles_are_faster(n_rows, device);
 }
 
 }  // namespace

@@ -34,13 +34,18 @@ inline int attribute(cudaDeviceAttr which, Device device) {
   return value;
 }
 
+/// What the compiler made of a kernel.
+template <typename... P>
+cudaFuncAttributes code_of(void (*kernel)(P...)) {
+  cudaFuncAttributes code{};
+  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  return code;
+}
 /// The architecture (10 x major + minor) that the kernel's code was written for: what __CUDA_ARCH__ was, over 10. Code of
 /// an older one may run here, and lacks the newer instructions wherever it runs.
 template <typename... P>
 int code_version(void (*kernel)(P...)) {
-  cudaFuncAttributes code{};
-  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
-  return code.ptxVersion;
+  return code_of(kernel).ptxVersion;
 }
 
 /// Lets a kernel have so much dynamic shared memory. A multiprocessor that holds kernels of a chain side by side cannot

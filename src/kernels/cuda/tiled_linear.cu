@@ -27,6 +27,7 @@ constexpr int kMostRows = 152;  // of the weight, in a slot: two blocks' rings f
 constexpr int kMostParts = 8;   // blocks of a cluster
 // Bytes of a multiprocessor's shared memory: two times the first are too much, both of them fit.
 constexpr int kMoreThanHalf = 116000, kLessThanHalf = 115000;
+constexpr int kOthers = 64;                // threads: a warp that copies, and one for the norm
 constexpr int kRegisters = 64;             // of a thread, at most
 constexpr int kStride = kGroups * 64 + 4;  // of a token's sums: its banks differ from the next one's
 
@@ -325,9 +326,9 @@ Deal deal_of(int n, Epilogue epilogue, Device device) {
   static const auto most = [&] {  // the GPUs of a process are alike
     std::array<int, kMostParts + 1> most{};
     for (int parts = 1; parts <= kMostParts; parts *= 2)
-      most[parts] =
-          std::min(attribute(cudaDevAttrMultiProcessorCount, device) / parts,
-                   most_clusters(tiled_linear_kernel<T, kTokens>, kGroups * 128 + 64, kMoreThanHalf, parts));
+      most[parts] = std::min(
+          attribute(cudaDevAttrMultiProcessorCount, device) / parts,
+          most_clusters(tiled_linear_kernel<T, kTokens>, kGroups * 128 + kOthers, kMoreThanHalf, parts));
     return most;
   }();
   return Deal(n, epilogue, [](int parts) { return most[parts]; });
@@ -338,9 +339,7 @@ Deal deal_of(int n, Epilogue epilogue, Device device) {
 template <typename... P>
 int more_than_half_of_registers(void (*kernel)(P...)) {
   constexpr int kOfPart = 65536 / 4;
-  cudaFuncAttributes code{};
-  check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
-  const int of_warp = (code.numRegs + 7) / 8 * 8 * 32;
+  const int of_warp = (code_of(kernel).numRegs + 7) / 8 * 8 * 32;
   return (kOfPart / of_warp / 2 + 1) * 4 * 32;
 }
 
@@ -358,7 +357,8 @@ void launch(const FusedLinear& p, Stream& stream) {
   const int bytes = adds ? std::max(layout.bytes(), kMoreThanHalf) : layout.bytes();
   const auto kernel = tiled_linear_kernel<T, kTokens>;
   allow_shared(kernel, bytes);
-  const int threads = std::max(deal.consumers() + 64, adds ? 0 : more_than_half_of_registers(kernel));
+  static const int too_many_for_two = more_than_half_of_registers(kernel);
+  const int threads = std::max(deal.consumers() + kOthers, adds ? 0 : too_many_for_two);
   launch_dependent(kernel, Grid(deal.clusters * deal.parts, deal.parts), threads, bytes, stream,
                    make_tile_map(p.weight, p.n_out, p.n_in, deal.tile),
                    make_tile_map(p.x, p.n_rows, p.n_in, kTokens), p, deal, layout);
@@ -384,6 +384,11 @@ bool has_tiled_linear(Device device) {
     return false;
   }();
   return built;
+}
+
+bool tiles_are_faster(int n_rows, Device device) {
+  constexpr int kUntiledRows = 8;
+  return n_rows > kUntiledRows && has_tiled_linear(device);
 }
 
 int tiled_norm_parts(int n, int n_rows, DType dtype, Device device) {

@@ -5,10 +5,10 @@
 
 namespace pipeinfer::kernels::cuda {
 
-/// Rows of which fused_linear.cu is faster.
-inline constexpr int kUntiledRows = 8;
 /// Whether they run there: on GPUs of compute capability 9.0, where code for sm_90a is built in.
 bool has_tiled_linear(Device device);
+/// Whether they do, and with so many rows are faster than fused_linear.cu.
+bool tiles_are_faster(int n_rows, Device device);
 /// The parts of a norm of n columns that they write.
 int tiled_norm_parts(int n, int n_rows, DType dtype, Device device);
 /// split_norm with these parts, to the last bit what they write: so a stage that begins with a layer computes the same as
