@@ -18,6 +18,12 @@ using namespace decode;
 
 namespace {
 
+/// Where a tile lies is a multiple of 128 bytes, as it is in the cache: so each line that a copy takes is one request to
+/// the L2 cache and not two, which would be more than it can take while the memory is busy.
+struct alignas(128) Line {
+  char bytes[128];
+};
+
 /// A lane's piece of a tile: the octets of it that are in one block of the cache.
 template <typename T>
 struct Piece {
@@ -93,7 +99,7 @@ struct Row {
 template <typename T, int D>
 __global__ void __maxnreg__(kRegisters) decode_kernel(Problem<T> p) {
   constexpr int kOctetElements = kOctet * D;
-  extern __shared__ uint4 shared[];
+  extern __shared__ Line shared[];
   __shared__ Barrier landed[kWarps][2];  // tiles of K, of V
   __shared__ int part_item[kWarps * 2];  // of the parts that a warp leaves, its first and its last; -1: none
   __shared__ int final_item;             // of the block

@@ -55,11 +55,15 @@ __device__ Place find(const TokenTable& tokens, int items, int target, Weight we
   return place;
 }
 
+/// Where part i of n begins of so many octets: in whole pairs, see deal.
+__device__ inline int cut(int octets, int i, int n) { return min((octets + 1) / 2 * i / n * 2, octets); }
+
 /// A warp finds share number `index` of `blocks` * kWarps. Where items cut into pieces of up to kPiece octets do not fill
 /// the grid, a block takes a piece. Where contexts are about as long and come out even, a warp takes whole items, of which
 /// nothing is to be joined. Else all warps take equally many octets, in order, whatever the contexts' lengths are (as in
 /// Stream-K, Osama et al. 2023, arXiv:2301.03598). Rows of padding are left out: as items of one octet, many of them would
-/// be one warp's, each with its wait for the memory.
+/// be one warp's, each with its wait for the memory. No share begins with an odd octet: it may lie in the middle of a line of
+/// 128 bytes (see Line).
 __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
   tokens.n_single -= tokens.n_padding;
   const auto in_octets = [](int octets) { return octets; };
@@ -75,11 +79,11 @@ __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
     if (block >= pieces) return share;
     const Place at = find(tokens, items, block, in_pieces);
     const int n = pieces_of(at.octets);
-    const int begin = at.octets * at.unit / n, octets = at.octets * (at.unit + 1) / n - begin;
+    const int begin = cut(at.octets, at.unit, n), octets = cut(at.octets, at.unit + 1, n) - begin;
     share.row = at.row;
     share.head = at.head;
-    share.octet = begin + octets * warp / kWarps;
-    share.left = begin + octets * (warp + 1) / kWarps - share.octet;
+    share.octet = begin + cut(octets, warp, kWarps);
+    share.left = begin + cut(octets, warp + 1, kWarps) - share.octet;
     share.first_block = block - at.unit;
     share.last_block = share.first_block + n - 1;
   } else if (int64_t{each} * longest * warps <= total + total / 10) {
@@ -90,21 +94,32 @@ __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
     for (int i = index * each; i < end; ++i) share.left += octets_of(tokens.position[i / items] + 1);
     share.first_block = share.last_block = block;
   } else {
-    const int64_t shares = min(int64_t{blocks}, total / kWarps) * kWarps;  // each has an octet
+    const int64_t shares =
+        max(min(int64_t{blocks}, total / (2 * kWarps)), int64_t{1}) * kWarps;  // each has a pair
     if (index >= shares) return share;
-    const auto edge = [&](int i) { return static_cast<int>(total * i / shares); };
+    struct Edge {
+      Place at;
+      int octet;
+    };
+    const auto edge = [&](int i) {
+      const int octet = static_cast<int>(total * i / shares);
+      Place at = find(tokens, items, octet, in_octets);
+      const int odd = at.unit % 2;
+      at.unit -= odd;
+      return Edge{at, octet - odd};
+    };
     const auto block_of = [&](int octet) {
       return static_cast<int>(((octet + 1) * shares - 1) / total) / kWarps;
     };
-    const int begin = edge(block * kWarps), end = edge((block + 1) * kWarps), own = edge(index);
-    const Place first = find(tokens, items, begin, in_octets), last = find(tokens, items, end - 1, in_octets);
-    const Place at = find(tokens, items, own, in_octets);
-    share.row = at.row;
-    share.head = at.head;
-    share.octet = at.unit;
-    share.left = edge(index + 1) - own;
-    share.first_block = block_of(begin - first.unit);
-    share.last_block = block_of(end - 1 - last.unit + last.octets - 1);
+    const Edge begin = edge(block * kWarps), end = edge((block + 1) * kWarps);
+    const Edge own = edge(index), next = edge(index + 1);
+    const Place last = find(tokens, items, end.octet - 1, in_octets);
+    share.row = own.at.row;
+    share.head = own.at.head;
+    share.octet = own.at.unit;
+    share.left = next.octet - own.octet;
+    share.first_block = block_of(begin.octet - begin.at.unit + min(1, begin.at.octets - 1));  // a pair's
+    share.last_block = block_of(end.octet - 1 - last.unit + last.octets - 1);
   }
   share.context = tokens.position[share.row] + 1;
   share.slot = tokens.slot[share.row];
