@@ -306,15 +306,25 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
   for (Shape shape : kShapes) {
     for (DType dtype : kDTypes) {
       ++case_number;
-      // Few tokens, whose contexts are cut into pieces; more that are dealt out evenly, on GPUs of any size; and as many
-      // of one length as make an item for each warp, or one less
+      // Few tokens, whose contexts are cut into pieces; more that are dealt out evenly, on GPUs of any size; and so many of
+      // one length that each warp takes whole items, or halves or quarters
       const int many = is_emulated() ? 19 : 73, group = shape.n_heads / shape.n_kv_heads;
-      const int items = shape.n_kv_heads * ((group + 7) / 8);
-      const int even = (device_info(kDevice).multiprocessors * 8 - case_number / 4 % 2) / items;
-      const int kind = case_number % 4;
-      const int n = std::array{1, 6, many, even}[kind], padding = kind == 3 ? 0 : integer(0, 2);
+      const int items = shape.n_kv_heads * ((group + 7) / 8), units = device_info(kDevice).multiprocessors;
+      const int kind = case_number % 10;
+      const bool even = kind >= 3, long_even = kind == 9;
+      const int n = std::array{1,
+                               6,
+                               many,
+                               units * 8 / items,
+                               (units * 8 - 1) / items,
+                               (units * 2 - 1) / items,
+                               units * 6 / items,
+                               units * 12 / items,
+                               (units * 12 - 1) / items,
+                               std::max(units / items, 1)}[kind];
+      const int padding = even ? 0 : integer(0, 2);
       shape.dtype = dtype;
-      shape.context = kind >= 2 ? 60 : is_emulated() ? 600 : 1100;
+      shape.context = even && !long_even ? 60 : is_emulated() ? 600 : 1100;
       shape.slots = n + 2;
       start(shape);
       const int d = shape.head_dim, null_slot = n, other_slot = n + 1;
@@ -330,7 +340,9 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
       fill_async(workspace.data(), 0, workspace.bytes(), stream_);
 
       Step step;  // contexts on both sides of the kernel's tiles and splits
-      const auto position = [&] { return kind == 3 ? integer(40, 44) : integer(0, shape.context - 4); };
+      const auto position = [&] {
+        return even ? integer(40, 44) + 480 * long_even : integer(0, shape.context - 4);
+      };
       for (int slot = 0; slot < n; ++slot) step.row(slot, position(), 1);
       if (kind == 1 || kind == 2) {
         step.position[0] = 0;
@@ -342,7 +354,7 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
       step.n_single = n + padding;
       step.n_padding = padding * integer(0, 1);
       fill(step, 0);
-      for (int round = 0; round < (kind == 3 ? 1 : 3); ++round) {
+      for (int round = 0; round < (even ? 1 : 3); ++round) {
         const std::vector<float> before = read_cache();
         const std::vector<float> values = normal(size_t(step.size()) * shape.row());
         Tensor rotated(dtype, values, stream_), qkv(dtype, values, stream_);

@@ -58,12 +58,15 @@ __device__ Place find(const TokenTable& tokens, int items, int target, Weight we
 /// Where part i of n begins of so many octets: in whole pairs, see deal.
 __device__ inline int cut(int octets, int i, int n) { return min((octets + 1) / 2 * i / n * 2, octets); }
 
+/// Octets that the busiest warp may have more than the average: they take as long as joining parts of several blocks.
+constexpr int kSlack = 2 * kTile;
+
 /// A warp finds share number `index` of `blocks` * kWarps. Where items cut into pieces of up to kPiece octets do not fill
-/// the grid, a block takes a piece. Where contexts are about as long and come out even, a warp takes whole items, of which
-/// nothing is to be joined. Else all warps take equally many octets, in order, whatever the contexts' lengths are (as in
-/// Stream-K, Osama et al. 2023, arXiv:2301.03598). Rows of padding are left out: as items of one octet, many of them would
-/// be one warp's, each with its wait for the memory. No share begins with an odd octet: it may lie in the middle of a line of
-/// 128 bytes (see Line).
+/// the grid, a block takes a piece. Where contexts are about as long and come out even, each warp takes as many whole,
+/// half or quarter items: what is to be joined then is a block's. Else all warps take equally many octets, in order,
+/// whatever the contexts' lengths are (as in Stream-K, Osama et al. 2023, arXiv:2301.03598). Rows of padding are left out:
+/// as items of one octet, many of them would be one warp's, each with its wait for the memory. No share begins with an odd
+/// octet: it may lie in the middle of a line of 128 bytes (see Line).
 __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
   tokens.n_single -= tokens.n_padding;
   const auto in_octets = [](int octets) { return octets; };
@@ -72,7 +75,13 @@ __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
   const int pieces = reduce_rows(tokens, in_pieces, Sum()) * items;
   const int64_t total = int64_t{reduce_rows(tokens, in_octets, Sum())} * items;
   const int longest = reduce_rows(tokens, in_octets, Max());
-  const int n_items = tokens.n_single * items, warps = blocks * kWarps, each = (n_items + warps - 1) / warps;
+  const int n_items = tokens.n_single * items, warps = blocks * kWarps;
+  int parts = 1, each = 0;  // of an item; of them a warp's
+  for (int n = 1; n <= kWarps; n *= 2) {
+    const int of_warp = (n_items * n + warps - 1) / warps;
+    if (n == 1 || of_warp * parts < each * n) parts = n, each = of_warp;
+  }
+  const bool even = int64_t{each} * longest * warps <= (total + kSlack * warps) * parts;
   Share share{};
   share.last_block = -1;
   if (pieces <= blocks) {
@@ -86,12 +95,17 @@ __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
     share.left = begin + cut(octets, warp + 1, kWarps) - share.octet;
     share.first_block = block - at.unit;
     share.last_block = share.first_block + n - 1;
-  } else if (int64_t{each} * longest * warps <= total + total / 10) {
-    if (block * kWarps * each >= n_items) return share;
-    const int first = min(index * each, n_items - 1), end = min((index + 1) * each, n_items);
-    share.row = first / items;
-    share.head = first % items;
-    for (int i = index * each; i < end; ++i) share.left += octets_of(tokens.position[i / items] + 1);
+  } else if (even) {
+    const int n = n_items * parts;
+    if (block * kWarps * each >= n) return share;
+    const auto edge = [&](int part, int next) {
+      return cut(octets_of(tokens.position[part / parts / items] + 1), part % parts + next, parts);
+    };
+    const int first = min(index * each, n - 1);
+    share.row = first / parts / items;
+    share.head = first / parts % items;
+    share.octet = edge(first, 0);
+    for (int i = index * each; i < min((index + 1) * each, n); ++i) share.left += edge(i, 1) - edge(i, 0);
     share.first_block = share.last_block = block;
   } else {
     const int64_t shares =
