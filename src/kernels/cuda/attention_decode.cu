@@ -315,10 +315,6 @@ bool launch(const Problem<T>& p, int blocks, Stream& stream) {
 
 }  // namespace
 
-// Up to so many tokens among tiled products, a multiprocessor has one block: so there is room for one of the next product,
-// whose first weights come meanwhile. Of more, two blocks' loads are worth more.
-constexpr int kLoneRows = 16;
-
 int decode::most_blocks(Device device, const Grouping& grouping, int head_dim) {
   constexpr int kReserved = 1 << 10;  // bytes of shared memory that every block takes beside its own
   const int shared = Layout{grouping.heads, head_dim}.bytes() + kReserved;
@@ -328,10 +324,10 @@ int decode::most_blocks(Device device, const Grouping& grouping, int head_dim) {
 }
 
 int decode::grid_blocks(const TokenTable& tokens, const Grouping& grouping, int most, Device device) {
-  const int rows = tokens.n_single;
-  const int64_t pieces = int64_t{rows} * grouping.items * pieces_of(octets_of(tokens.max_context));
-  const bool lone = pieces < most || (rows <= kLoneRows && tiles_are_faster(rows, device));
-  const int blocks = lone ? std::min(most, attribute(cudaDevAttrMultiProcessorCount, device)) : most;
+  const int64_t pieces = int64_t{tokens.n_single} * grouping.items * pieces_of(octets_of(tokens.max_context));
+  // Where not every block would have a piece, a multiprocessor has one block, and room for one of the next product, whose
+  // first weights come meanwhile.
+  const int blocks = pieces < most ? std::min(most, attribute(cudaDevAttrMultiProcessorCount, device)) : most;
   return static_cast<int>(std::min<int64_t>(blocks, pieces));
 }
 
