@@ -1,6 +1,7 @@
 #include "pipeinfer/model/llama_stage.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <span>
 #include <utility>
@@ -165,11 +166,14 @@ LlamaStage::Impl::Impl(const ModelConfig& config, const StageOptions& options, D
 std::string LlamaStage::Impl::warm_up() {
   if (!device.is_cuda()) return "no CUDA graphs: the device is a CPU";
   Stream stream(device);
-  int n_tokens = options.max_tokens;
-  do {
-    run_empty_prompt(n_tokens, stream);
-    n_tokens /= 2;
-  } while (n_tokens > most_fused);
+  run_empty_prompt(options.max_tokens, stream);
+  // Powers of two, as chunks of prompts are, and what lies between them
+  for (int n = static_cast<int>(std::bit_floor(static_cast<unsigned>(options.max_tokens))); n > most_fused;
+       n /= 2) {
+    for (int n_tokens : {n + n / 2, n}) {
+      if (n_tokens < options.max_tokens) run_empty_prompt(n_tokens, stream);
+    }
+  }
   if (!options.cuda_graphs) return "no CUDA graphs: they were not wanted";
   host.set_decode({}, 0, options.max_graph_rows(), options.slots);
   upload.begin();
