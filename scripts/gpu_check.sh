@@ -129,10 +129,11 @@ part_speed() {
     --mode static | tee -a $results/transformers.jsonl
   if [ -e build/gpu/libkernel_times.so ]; then
     step "speed: where a step's time goes"
-    local batch
-    for batch in 1 64; do
-      CUDA_INJECTION64_PATH=$PWD/build/gpu/libkernel_times.so "${bench[@]}" --batch-size $batch --prompt-tokens 128 \
-        --new-tokens 64 | tee $results/kernel-times-$batch.txt
+    local work batch prompt
+    for work in "1 128" "64 128" "128 1024"; do
+      read -r batch prompt <<<"$work"
+      CUDA_INJECTION64_PATH=$PWD/build/gpu/libkernel_times.so "${bench[@]}" --batch-size "$batch" --prompt-tokens "$prompt" \
+        --new-tokens 64 | tee "$results/kernel-times-$batch.txt"
     done
   fi
 }
