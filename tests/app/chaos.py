@@ -25,7 +25,7 @@ import time
 import uuid
 from pathlib import Path
 
-from program import MPI_ENVIRONMENT, lines_of
+from program import MPI_ENVIRONMENT, lines_of, wait_until
 
 N_PROMPTS = 24
 MORE_S = 10  # what the survivors may take beyond timeout_s
@@ -63,14 +63,6 @@ def signal_all(pids, number):
             os.kill(pid, number)
         except ProcessLookupError:
             pass
-
-
-def wait_until(ready, timeout, step=0.002):
-    """-> the first true value of ready(), or the last one."""
-    deadline = time.monotonic() + timeout
-    while not (value := ready()) and time.monotonic() < deadline:
-        time.sleep(step)
-    return value
 
 
 def plain(records):

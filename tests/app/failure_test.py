@@ -142,9 +142,7 @@ class Failures(program.ProgramTest):
         run = self.start(ranks, "run", "--model", self.project / "configs/demo_model", "--prompts", prompts, "--device",
                          "cpu", "--output-dir", output, "--max-new-tokens", 100, "--batch-size", 4, "--threads", 1, *arguments)
         records = output / "completions_rank_0.jsonl"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (records.exists() and records.stat().st_size > 0):
-            time.sleep(0.01)
+        program.wait_until(lambda: records.exists() and records.stat().st_size > 0, 60, 0.01)
         self.assertIsNone(run.poll(), "the run ended before it could be interrupted")
         return run
 
@@ -204,9 +202,8 @@ class Failures(program.ProgramTest):
                           "cpu", "--output-dir", output, "--max-new-tokens", 100, "--batch-size", 4, "--threads", 1, **options)
 
     def reserve_page(self, run, file):
-        while not file.exists():
-            self.assertIsNone(run.poll())
-            time.sleep(0.001)
+        program.wait_until(lambda: file.exists() or run.poll() is not None, 60, 0.001)
+        self.assertTrue(file.exists(), "the run ended, or had no such file after a minute")
         subprocess.run(["fallocate", "--keep-size", "--length", "4096", file], check=True)
 
     def check_completed(self, prompts, output, before, expected):

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def either(*cases):
 def lines_of(path):
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def wait_until(ready, timeout, step=0.002):
+    """-> the first true value of ready(), or the last one."""
+    deadline = time.monotonic() + timeout
+    while not (value := ready()) and time.monotonic() < deadline:
+        time.sleep(step)
+    return value
 
 
 class ProgramTest(unittest.TestCase):
