@@ -312,16 +312,9 @@ TEST_F(Attention, DecodeEqualsRopeAndSoftmaxInDouble) {
       const int items = shape.n_kv_heads * ((group + 7) / 8), units = device_info(kDevice).multiprocessors;
       const int kind = case_number % 10;
       const bool even = kind >= 3, long_even = kind == 9;
-      const int n = std::array{1,
-                               6,
-                               many,
-                               units * 8 / items,
-                               (units * 8 - 1) / items,
-                               (units * 2 - 1) / items,
-                               units * 6 / items,
-                               units * 12 / items,
-                               (units * 12 - 1) / items,
-                               std::max((units - 1) / items, 1)}[kind];
+      const int of_one_length[] = {units * 8,  units * 8 - 1,  units * 2 - 1, units * 6,
+                                   units * 12, units * 12 - 1, units - 1};  // items
+      const int n = even ? std::max(of_one_length[kind - 3] / items, 1) : std::array{1, 6, many}[kind];
       const int padding = even ? 0 : integer(0, 2);
       shape.dtype = dtype;
       // On a GPU, where there are many, as short as shows the same

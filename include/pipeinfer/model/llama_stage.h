@@ -28,7 +28,7 @@ class LlamaStage final : public Stage {
   LlamaStage(const ModelConfig& config, const StageOptions& options, RandomWeights weights, Device device);
   ~LlamaStage() override;
 
-  /// On a GPU, runs prefill steps of the most tokens, of half as many and so on, for nothing, and captures decode steps as
+  /// On a GPU, runs prefill steps of several numbers of tokens up to the most, for nothing, and captures decode steps as
   /// CUDA graphs, one a number of rows, after a run of each: from then on `run` replays them for its decode rows. From the
   /// thread that will call `run`, before it does. Returns what was made, or why there are no graphs ("no CUDA graphs:
   /// ...") and all is enqueued kernel by kernel.

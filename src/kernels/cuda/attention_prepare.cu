@@ -76,10 +76,10 @@ __device__ Share deal(TokenTable tokens, int items, int blocks, int index) {
   const int64_t total = int64_t{reduce_rows(tokens, in_octets, Sum())} * items;
   const int longest = reduce_rows(tokens, in_octets, Max());
   const int n_items = tokens.n_single * items, warps = blocks * kWarps;
-  int parts = 1, each = 0;  // of an item; of them a warp's
+  int parts = 1, each = n_items;  // of an item; of them a warp's
   for (int n = 1; n <= kWarps; n *= 2) {
     const int of_warp = (n_items * n + warps - 1) / warps;
-    if (n == 1 || of_warp * parts < each * n) parts = n, each = of_warp;
+    if (of_warp * parts < each * n) parts = n, each = of_warp;
   }
   const bool even = int64_t{each} * longest * warps <= (total + kSlack * warps) * parts;
   Share share{};
