@@ -166,6 +166,9 @@ class Requeue(SlurmTest):
         self.assertEqual(self.completions(folder / "output"), expected)
         files = folder.glob("output/completions_rank_*.jsonl")
         self.assertEqual(sum(file.read_bytes().count(b"\n") for file in files), len(expected))
+        # The controller tells the database of a job's end some time after it.
+        states = ["sacct", f"--jobs={job}", "--duplicates", "--noheader", "--format=State"]
+        self.await_true("sacct to know of the end", lambda: "RUNNING" not in self.cluster.run(states).stdout)
         copy = self.folder / f"{folder.name}-copy"
         self.cluster.run([str(self.project / "slurm/collect.sh"), str(folder), str(copy)])
         jobs = (copy / "slurm_jobs.txt").read_text()
