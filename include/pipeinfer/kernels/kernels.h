@@ -145,7 +145,7 @@ void split_norm(const void* x,  // [n_rows, n]
 struct FusedLinear {
   void* out = nullptr;
   const void* x = nullptr;       // [., n_in]; with a norm its `scaled`
-  const int32_t* row = nullptr;  // [n_rows]: picks rows of x, over 8 only with store_fp32; null: the first
+  const int32_t* row = nullptr;  // [n_rows]: picks rows of x, with store_fp32 only; null: the first
   const void* weight = nullptr;  // [n_out, n_in]
   const void* bias = nullptr;    // [n_out] or null
   SplitNorm norm = {};           // of x

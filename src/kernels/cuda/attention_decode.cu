@@ -11,7 +11,6 @@
 // cost nothing that is scarce).
 #include "decode_tile.cuh"
 #include "launch.cuh"
-#include "tiled_linear.h"
 
 namespace pipeinfer::kernels::cuda {
 using namespace decode;
@@ -305,11 +304,7 @@ bool launch(const Problem<T>& p, int blocks, Stream& stream) {
       shared > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()))
     return false;
   allow_shared(kernel, shared);
-  // Few blocks leave what they can of the L1 cache to the products around them, if those use it.
-  const bool few = blocks <= attribute(cudaDevAttrMultiProcessorCount, stream.device()) &&
-                   !tiles_are_faster(p.tokens.n_single, stream.device());
-  launch_dependent(kernel, blocks, kThreads, {static_cast<size_t>(shared), few ? kSmallShare : -1}, stream,
-                   p);
+  launch_dependent(kernel, blocks, kThreads, shared, stream, p);
   return true;
 }
 

@@ -1,7 +1,7 @@
-// Products of few rows, at the speed at which the weight can be read. Each block owns n_out / gridDim rows of the weight,
-// its warps a range of the columns each. A thread asks for its weights well ahead, straight into registers: 128 bytes of
-// four rows an instruction, because memory is a fifth slower in pieces of 64. x comes out of the L1 cache, where a
-// multiprocessor's blocks find the same.
+// Products of few rows, at the speed at which the weight can be read: those of GPUs that have no tiled_linear.cu, and
+// logits of few or picked rows. Each block owns n_out / gridDim rows of the weight, its warps a range of the columns each.
+// A thread asks for its weights well ahead, straight into registers: 128 bytes of four rows an instruction, because memory
+// is a fifth slower in pieces of 64. x comes out of the L1 cache, where a multiprocessor's blocks find the same.
 //
 // A step is a chain of such products, and what it loses, it loses between them. Weights depend on no kernel: so the next
 // kernel's blocks start as soon as this one's leave, and have their first weights when its sums are written and visible.
@@ -267,9 +267,7 @@ __global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitN
   if (lane == 0) norm.squares[blockIdx.x * kNormParts + part] = square;
 }
 
-bool takes_tiles(int n_rows, int columns, Device device) {
-  return columns % 4 == 0 && tiles_are_faster(n_rows, device);
-}
+bool takes_tiles(int columns, Device device) { return columns % 4 == 0 && has_tiled_linear(device); }
 
 }  // namespace
 
@@ -279,11 +277,11 @@ int fused_rows(int, DType, Device device) {
 }
 
 int norm_parts(int n, int n_rows, DType dtype, Device device) {
-  return takes_tiles(n_rows, n, device) ? tiled_norm_parts(n, n_rows, dtype, device) : Deal(n, device).blocks;
+  return takes_tiles(n, device) ? tiled_norm_parts(n, n_rows, dtype, device) : Deal(n, device).blocks;
 }
 
 void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType dtype, Stream& stream) {
-  if (takes_tiles(n_rows, n, stream.device())) return tiled_norm(x, norm, n_rows, n, dtype, stream);
+  if (takes_tiles(n, stream.device())) return tiled_norm(x, norm, n_rows, n, dtype, stream);
   const Deal deal(n, norm.parts);
   const dim3 grid(n_rows, (deal.blocks + kWarps - 1) / kWarps);
   with_16_bits(dtype, [&](auto type) {
@@ -295,7 +293,9 @@ void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType d
 
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   const int columns = p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out;
-  if (!p.row && takes_tiles(p.n_rows, columns, stream.device())) return tiled_linear(p, dtype, stream);
+  // A head is two tiles a multiprocessor, and between them nothing is under way: its few rows are faster without.
+  const bool few_logits = p.epilogue == Epilogue::store_fp32 && p.n_rows <= 8;
+  if (!p.row && !few_logits && takes_tiles(columns, stream.device())) return tiled_linear(p, dtype, stream);
   const Deal deal(columns, stream.device());
   PI_CHECK(!p.next.weight || p.next.parts == deal.blocks, p.next.parts, " parts of a norm, not ",
            deal.blocks);

@@ -1,4 +1,4 @@
-// Products of some ten to 64 rows, at the speed at which the weight can be read. A cluster of blocks owns a tile of the
+// Products of up to 64 rows on sm_90, at the speed at which the weight can be read. A cluster of blocks owns a tile of the
 // weight's rows, each of its blocks a range of the columns (k), and there is a block a multiprocessor. So a block has x's
 // columns of that range alone to read, once, which is little beside its weights. What the blocks of a cluster have summed
 // they join through their shared memory.
@@ -9,6 +9,7 @@
 // (launch.cuh).
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 
 #include "../ops.h"
 #include "launch.cuh"
@@ -34,13 +35,14 @@ constexpr int kStride = kGroups * 64 + 4;  // of a token's sums: its banks diffe
 /// How n columns of out are dealt: each cluster has a tile of them, and each of its blocks a part of k.
 struct Deal {
   int n, tile, clusters, parts;
+  int rounds;  // blocks that a multiprocessor has, one after the other
   bool pairs;  // a tile has its columns' gates, then their ups
 
   /// `most_clusters(parts)`: clusters of so many blocks that have a multiprocessor a block.
   template <typename MostClusters>
   Deal(int n, Epilogue epilogue, MostClusters most_clusters) : n(n), pairs(epilogue == Epilogue::silu_mul) {
     const int most_rows = epilogue == Epilogue::add ? 32 * 4 : kMostRows;  // a token's norm is a warp's
-    for (int rounds = 1;; ++rounds) {
+    for (rounds = 1;; ++rounds) {
       for (parts = kMostParts; parts > 0; parts /= 2) {
         const int most = most_clusters(parts) * rounds;
         if (most == 0) continue;
@@ -256,7 +258,8 @@ __global__ void __maxnreg__(kRegisters)
   } else {
     // Each block of a cluster finishes some tokens, a thread four columns of some of those. A norm that follows needs sums
     // over a token: its columns are a warp's.
-    const int share = kTokens / deal.parts, lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
+    const int share = (p.n_rows + deal.parts - 1) / deal.parts,
+              lanes = p.epilogue == Epilogue::add ? 32 : deal.tile / 4;
     const int at_once = consumers / lanes, thread = static_cast<int>(threadIdx.x);
     const int first = part * share + thread / lanes;
     const int end = thread < at_once * lanes ? min((part + 1) * share, p.n_rows) : 0;
@@ -340,7 +343,7 @@ template <typename... P>
 int more_than_half_of_registers(void (*kernel)(P...)) {
   constexpr int kOfPart = 65536 / 4;
   const int of_warp = (code_of(kernel).numRegs + 7) / 8 * 8 * 32;
-  return (kOfPart / of_warp / 2 + 1) * 4 * 32;
+  return std::min((kOfPart / of_warp / 2 + 1) * 4 * 32, 1024);
 }
 
 template <typename T, int kTokens>
@@ -368,8 +371,10 @@ void launch(const FusedLinear& p, Stream& stream) {
 template <typename F>
 auto with_kernel(int n_rows, DType dtype, F&& f) {
   return with_16_bits(dtype, [&](auto type) {
-    return n_rows <= 32 ? f(type, std::integral_constant<int, 32>{})
-                        : f(type, std::integral_constant<int, 64>{});
+    return n_rows <= 8    ? f(type, std::integral_constant<int, 8>{})
+           : n_rows <= 16 ? f(type, std::integral_constant<int, 16>{})
+           : n_rows <= 32 ? f(type, std::integral_constant<int, 32>{})
+                          : f(type, std::integral_constant<int, 64>{});
   });
 }
 
@@ -378,17 +383,13 @@ auto with_kernel(int n_rows, DType dtype, F&& f) {
 bool has_tiled_linear(Device device) {
   if (attribute(cudaDevAttrComputeCapabilityMajor, device) != 9) return false;
   static const bool built = [] {
+    if (std::getenv("PIPEINFER_UNTILED")) return false;
     cudaFuncAttributes code{};
     if (cudaFuncGetAttributes(&code, tiled_linear_kernel<__half, 64>) == cudaSuccess) return true;
     cudaGetLastError();
     return false;
   }();
   return built;
-}
-
-bool tiles_are_faster(int n_rows, Device device) {
-  constexpr int kUntiledRows = 8;
-  return n_rows > kUntiledRows && has_tiled_linear(device);
 }
 
 int tiled_norm_parts(int n, int n_rows, DType dtype, Device device) {

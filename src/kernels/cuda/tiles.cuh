@@ -70,6 +70,17 @@ __device__ inline uint64_t matrix_descriptor(const char* first) {
   return kSwizzle128 | kEvery1024 | uint64_t{1} << 16 | (shared_address(first) & 0x3ffff) >> 4;
 }
 
+#define PI_WGMMA_8(type)                                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type \
+               " {%0,%1,%2,%3}, %4, %5, 1, 1, 1, 0, 0;"                   \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])           \
+               : "l"(of_a), "l"(of_b))
+#define PI_WGMMA_16(type)                                                                            \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type                           \
+               " {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, 1, 1, 0, 0;"                                  \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), \
+                 "+f"(c[7])                                                                          \
+               : "l"(of_a), "l"(of_b))
 #define PI_WGMMA_32(type)                                                                                \
   asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                               \
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, 0, 0;"      \
@@ -97,23 +108,28 @@ __device__ inline uint64_t matrix_descriptor(const char* first) {
 template <typename T, int N>
 __device__ inline void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  static_assert(N == 32 || N == 64);
   const uint64_t of_a = matrix_descriptor(a), of_b = matrix_descriptor(b);
-  if constexpr (N == 32) {
-    if constexpr (std::is_same_v<T, __half>) {
-      PI_WGMMA_32("f16");
-    } else {
-      PI_WGMMA_32("bf16");
-    }
-  } else {
-    if constexpr (std::is_same_v<T, __half>) {
-      PI_WGMMA_64("f16");
-    } else {
-      PI_WGMMA_64("bf16");
-    }
+#define PI_WGMMA(n)                          \
+  if constexpr (std::is_same_v<T, __half>) { \
+    PI_WGMMA_##n("f16");                     \
+  } else {                                   \
+    PI_WGMMA_##n("bf16");                    \
   }
+  if constexpr (N == 8) {
+    PI_WGMMA(8)
+  } else if constexpr (N == 16) {
+    PI_WGMMA(16)
+  } else if constexpr (N == 32) {
+    PI_WGMMA(32)
+  } else {
+    static_assert(N == 64);
+    PI_WGMMA(64)
+  }
+#undef PI_WGMMA
 #endif
 }
+#undef PI_WGMMA_8
+#undef PI_WGMMA_16
 #undef PI_WGMMA_32
 #undef PI_WGMMA_64
 

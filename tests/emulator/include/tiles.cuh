@@ -62,7 +62,7 @@ std::array<float, 16> box_elements(const char* first, int row) {
 
 template <typename T, int N>
 void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
-  static_assert(sizeof(T) == 2 && (N == 32 || N == 64));
+  static_assert(sizeof(T) == 2 && (N == 8 || N == 16 || N == 32 || N == 64));
   for (const auto& [first, rows] : {std::pair{a, 64}, std::pair{b, N}}) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(first) % kBoxPitch;
     if (begin % 32 != 0) emulator::fail("a product of columns that are not 16 of a box's");
