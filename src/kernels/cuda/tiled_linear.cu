@@ -215,25 +215,36 @@ __global__ void __maxnreg__(kRegisters)
     }
   };
   if (warp == copy_warp) {
+    const auto each_box = [&](int i, auto&& f) {  // of the weight: its column, its row, its row in a slot
+      const int column = (begin + i) * kBoxColumns, row = cluster * deal.tile;
+      f(column, row, 0);
+      if (deal.pairs) f(column, deal.n + row, deal.half());
+    };
     const auto copy_weight = [&](int i, int at) {
       char* const to = ring + at * layout.slot;
-      const int column = (begin + i) * kBoxColumns;
       arrive_expecting(full + at, (deal.tile * (deal.pairs ? 2 : 1) + kTokens) * kBoxBytes);
-      copy_box(to, weight, cluster * deal.tile, column, full + at);
-      if (deal.pairs)
-        copy_box(to + deal.half() * kBoxBytes, weight, deal.n + cluster * deal.tile, column, full + at);
+      each_box(i, [&](int column, int row, int place) {
+        copy_box(to + place * kBoxBytes, weight, row, column, full + at);
+      });
     };
     const auto copy_x = [&](int i, int at) {
       copy_box(ring + at * layout.slot + rows * kBoxBytes, x, 0, (begin + i) * kBoxColumns, full + at);
     };
     if (lane == 0) {
-      const int ahead = min(n, stages);
-      for (int i = 0; i < ahead; ++i) copy_weight(i, i);
+      // x waits behind what is asked for before it: so the ring's last weights come after it, and with them, into the L2
+      // cache, the first that find no room in the ring.
+      const int ahead = min(n, stages), early = max(ahead - 1, 0);
+      for (int i = 0; i < early; ++i) copy_weight(i, i);
       wait_for_previous();
       order_before_global_copies();
-      for (int i = 0; i < ahead; ++i) copy_x(i, i);
+      for (int i = 0; i < early; ++i) copy_x(i, i);
+      for (int i = early; i < ahead; ++i) copy_weight(i, i), copy_x(i, i);
+      if (ahead < n) each_box(ahead, [&](int column, int row, int) { prefetch_box(weight, row, column); });
       Turn turn;
       for (int i = ahead; i < n; ++i, turn.next(stages)) {
+        // The next kernel's blocks take a while to start: later, and the memory is idle by then; sooner, and what they
+        // ask for comes before what this one waits for, and is there when the memory would be idle.
+        if (n - i <= stages - 2) let_next_start();
         wait_phase(empty + turn.slot, turn.parity);
         copy_weight(i, turn.slot);
         copy_x(i, turn.slot);

@@ -39,6 +39,15 @@ __device__ inline void copy_box(void* to, const TileMap& map, int row, int colum
 #endif
 }
 
+/// Has the part of the box that lies in the matrix on its way to the L2 cache.
+__device__ inline void prefetch_box(const TileMap& map, int row, int column) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(column),
+               "r"(row)
+               : "memory");
+#endif
+}
+
 /// What copies read from global memory from now on, ordinary writes that this thread can see have written.
 __device__ inline void order_before_global_copies() {
 #if __CUDA_ARCH__ >= 900
