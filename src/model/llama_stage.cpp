@@ -101,6 +101,7 @@ struct LlamaStage::Impl {
   void prepare(const Pass& pass) const;
   void enqueue_decode(int rows, Stream& stream) const;
   void run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream);
+  void take_hidden(void* to, const StepBuffers& buffers, int first, int n_tokens, Stream& stream) const;
   void pick(const StepPlan& plan, const StepBuffers& buffers, int first, int n, const int32_t* slot,
             const int32_t* position, Stream& stream);
 
@@ -260,7 +261,7 @@ void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers
   Pass padded = decode_pass(rows, stream);
   padded.tokens.n_padding = rows - n;
   prepare(padded);
-  if (!is_first()) copy_async(space.x, buffers.hidden_in, hidden_bytes(n), stream);
+  if (!is_first()) take_hidden(space.x, buffers, 0, n, stream);
   graphs.at(rows).launch(stream);
   if (!is_last()) return copy_async(buffers.hidden_out, space.x, hidden_bytes(n), stream);
   for (int first = 0; first < n; first += kHeadRows) {
@@ -273,6 +274,14 @@ void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers
     }
     pick(plan, buffers, first, count, decode_slot() + first, decode_position() + first, stream);
   }
+}
+
+// As late as can be: what the step needs besides is done while its hidden states are on their way.
+void LlamaStage::Impl::take_hidden(void* to, const StepBuffers& buffers, int first, int n_tokens,
+                                   Stream& stream) const {
+  if (buffers.arrival) buffers.arrival->block(stream);
+  copy_async(to, static_cast<const char*>(buffers.hidden_in) + hidden_bytes(first), hidden_bytes(n_tokens),
+             stream);
 }
 
 void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
@@ -305,19 +314,19 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
   if (n_tokens == 0) return;
 
   const Range range(host.n_single == n_tokens ? "decode" : "prefill");
-  const size_t done = hidden_bytes(n_decode);
-  const Pass pass = make_pass(is_last() ? space.x : static_cast<char*>(buffers.hidden_out) + done,
-                              {.slot = slot,
-                               .position = position,
-                               .n_tokens = n_tokens,
-                               .max_context = host.max_context,
-                               .n_single = host.n_single},
-                              stream);
+  const Pass pass =
+      make_pass(is_last() ? space.x : static_cast<char*>(buffers.hidden_out) + hidden_bytes(n_decode),
+                {.slot = slot,
+                 .position = position,
+                 .n_tokens = n_tokens,
+                 .max_context = host.max_context,
+                 .n_single = host.n_single},
+                stream);
   prepare(pass);
   if (is_first())
     modules.embed(pass, token, space.slots.last_token);
   else
-    copy_async(pass.x, static_cast<const char*>(buffers.hidden_in) + done, hidden_bytes(n_tokens), stream);
+    take_hidden(pass.x, buffers, n_decode, n_tokens, stream);
   modules.forward(pass, cache);
   if (!is_last()) return;
   kernels::mark_seen(space.slots, slot, token, n_tokens, stream);

@@ -126,7 +126,7 @@ void run(std::map<std::string, std::string> given) {
       if (plan.rows.empty()) break;
       plan.check({options.slots, options.blocks, options.block_size, options.context, config.vocab_size, 1,
                   options.max_tokens});
-      stage.run(plan, {nullptr, nullptr, sampled.as<int32_t>(), nullptr}, stream);
+      stage.run(plan, {.sampled = sampled.as<int32_t>()}, stream);
     }
   }
   if (!out.flush()) runtime_failure("the logits cannot be written");

@@ -45,9 +45,13 @@ class Chain {
  private:
   ModelConfig config_;
   StageOptions options_;
-  Stream stream_;
+  void hand_over(int to);
+
+  Stream stream_, link_;
   std::vector<std::unique_ptr<LlamaStage>> stages_;
-  std::vector<DeviceBuffer> hidden_;  // between stage i and i + 1
+  std::vector<DeviceBuffer> hidden_out_, hidden_in_;  // of each stage
+  Event computed_, received_;
+  DeviceBuffer delay_;
   DeviceBuffer sampled_, top_;
   StepOutput output_;
 };

@@ -114,7 +114,9 @@ TEST_P(LoadingTest, RandomWeightsAreFiniteAndDoNotDependOnTheSplit) {
         found = to_host(values, n * config.vocab_size, stream);
       });
       DeviceBuffer out(device, hidden.bytes(), "hidden");
-      stage.run(plan, {hidden.data(), out.data(), sampled.as<int32_t>(), nullptr}, stream);
+      stage.run(plan,
+                {.hidden_in = hidden.data(), .hidden_out = out.data(), .sampled = sampled.as<int32_t>()},
+                stream);
       std::swap(hidden, out);
       to_host(sampled.as<int32_t>(), 1, stream);  // the stage may go now
     }

@@ -11,6 +11,7 @@ namespace pipeinfer {
 /// Device buffers of one step. The stage only enqueues work on the stream; nothing is read back by it.
 struct StepBuffers {
   const void* hidden_in = nullptr;  ///< [n_tokens, hidden] in the activation dtype; null on the first stage
+  const Event* arrival = nullptr;   ///< of hidden_in: what reads that waits for it; null: it is there
   void* hidden_out = nullptr;       ///< [n_tokens, hidden]; null on the last stage
   int32_t* sampled = nullptr;       ///< [n_samples]; last stage only
   TopLogit* top = nullptr;          ///< [n_samples, kTopLogits]; last stage, where the plan wants them
