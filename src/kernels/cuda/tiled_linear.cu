@@ -242,8 +242,8 @@ __global__ void __maxnreg__(kRegisters)
       if (ahead < n) each_box(ahead, [&](int column, int row, int) { prefetch_box(weight, row, column); });
       Turn turn;
       for (int i = ahead; i < n; ++i, turn.next(stages)) {
-        // The next kernel's blocks take a while to start: later, and the memory is idle by then; sooner, and what they
-        // ask for comes before what this one waits for, and is there when the memory would be idle.
+        // The next kernel's blocks take a while to start. Let too late, they leave the memory idle meanwhile; too soon,
+        // they take it from this one, and have nothing left to ask for when it is done.
         if (n - i <= stages - 2) let_next_start();
         wait_phase(empty + turn.slot, turn.parity);
         copy_weight(i, turn.slot);
