@@ -100,7 +100,8 @@ void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType d
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   PI_CHECK(p.n_rows <= fused_rows(p.n_in, dtype, stream.device()), "fused_linear of ", p.n_rows, " rows of ",
            p.n_in, " elements of ", dtype_name(dtype));
-  PI_CHECK(!p.row || p.epilogue == Epilogue::store_fp32, "picked rows, and not their logits");
+  PI_CHECK(!p.row || p.epilogue == Epilogue::store_fp32,
+           "fused_linear of picked rows, and not for their logits");
   if (p.n_rows > 0) ops(stream).fused_linear(p, dtype, stream);
 }
 

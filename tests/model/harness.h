@@ -43,10 +43,10 @@ class Chain {
   LlamaStage& stage(int index) { return *stages_[index]; }
 
  private:
-  ModelConfig config_;
-  StageOptions options_;
   void hand_over(int to);
 
+  ModelConfig config_;
+  StageOptions options_;
   Stream stream_, link_;
   std::vector<std::unique_ptr<LlamaStage>> stages_;
   std::vector<DeviceBuffer> hidden_out_, hidden_in_;  // of each stage

@@ -293,7 +293,8 @@ void split_norm(const void* x, const SplitNorm& norm, int n_rows, int n, DType d
 
 void fused_linear(const FusedLinear& p, DType dtype, Stream& stream) {
   const int columns = p.epilogue == Epilogue::silu_mul ? p.n_out / 2 : p.n_out;
-  // A head is two tiles a multiprocessor, and between them nothing is under way: its few rows are faster without.
+  // A head is two tiles a multiprocessor, and between them nothing is under way: its few rows are faster without. So they
+  // are, to the last bit, what they are as picked rows, which only the kernel here takes.
   const bool few_logits = p.epilogue == Epilogue::store_fp32 && p.n_rows <= 8;
   if (!p.row && !few_logits && takes_tiles(columns, stream.device())) return tiled_linear(p, dtype, stream);
   const Deal deal(columns, stream.device());

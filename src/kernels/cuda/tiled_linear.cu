@@ -35,14 +35,13 @@ constexpr int kStride = kGroups * 64 + 4;  // of a token's sums: its banks diffe
 /// How n columns of out are dealt: each cluster has a tile of them, and each of its blocks a part of k.
 struct Deal {
   int n, tile, clusters, parts;
-  int rounds;  // blocks that a multiprocessor has, one after the other
   bool pairs;  // a tile has its columns' gates, then their ups
 
   /// `most_clusters(parts)`: clusters of so many blocks that have a multiprocessor a block.
   template <typename MostClusters>
   Deal(int n, Epilogue epilogue, MostClusters most_clusters) : n(n), pairs(epilogue == Epilogue::silu_mul) {
     const int most_rows = epilogue == Epilogue::add ? 32 * 4 : kMostRows;  // a token's norm is a warp's
-    for (rounds = 1;; ++rounds) {
+    for (int rounds = 1;; ++rounds) {
       for (parts = kMostParts; parts > 0; parts /= 2) {
         const int most = most_clusters(parts) * rounds;
         if (most == 0) continue;
@@ -354,7 +353,7 @@ template <typename... P>
 int more_than_half_of_registers(void (*kernel)(P...)) {
   constexpr int kOfPart = 65536 / 4;
   const int of_warp = (code_of(kernel).numRegs + 7) / 8 * 8 * 32;
-  return std::min((kOfPart / of_warp / 2 + 1) * 4 * 32, 1024);
+  return (kOfPart / of_warp / 2 + 1) * 4 * 32;
 }
 
 template <typename T, int kTokens>
@@ -392,9 +391,9 @@ auto with_kernel(int n_rows, DType dtype, F&& f) {
 }  // namespace
 
 bool has_tiled_linear(Device device) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor, device) != 9) return false;
+  static const bool wanted = !std::getenv("PIPEINFER_UNTILED");
+  if (!wanted || attribute(cudaDevAttrComputeCapabilityMajor, device) != 9) return false;
   static const bool built = [] {
-    if (std::getenv("PIPEINFER_UNTILED")) return false;
     cudaFuncAttributes code{};
     if (cudaFuncGetAttributes(&code, tiled_linear_kernel<__half, 64>) == cudaSuccess) return true;
     cudaGetLastError();
