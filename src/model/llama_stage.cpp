@@ -79,6 +79,13 @@ struct HostTables {
   }
 };
 
+// The same on the device, of the step that was prepared last.
+struct DeviceTables {
+  int n_decode = 0;  // leading rows of the plan that the graph runs
+  const int32_t *token, *slot, *position;
+  const int32_t *sample_row, *sample_slot, *sample_position;
+};
+
 }  // namespace
 
 struct LlamaStage::Impl {
@@ -92,15 +99,18 @@ struct LlamaStage::Impl {
 
   std::string warm_up();
   void run_empty_prompt(int n_tokens, Stream& stream);
+  void prepare(const StepPlan& plan, Stream& stream);
+  void take_tokens(const StepPlan& earlier, const int32_t* sampled, Stream& stream);
   void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream);
 
   Pass make_pass(void* x, kernels::TokenTable tokens, Stream& stream) const;
   const int32_t* decode_slot() const { return upload.first<int32_t>(); }
   const int32_t* decode_position() const { return decode_slot() + position_offset; }
   Pass decode_pass(int rows, Stream& stream) const;
+  Pass rest_pass(void* x, Stream& stream) const;
   void prepare(const Pass& pass) const;
   void enqueue_decode(int rows, Stream& stream) const;
-  void run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream);
+  void run_decode(const StepPlan& plan, const StepBuffers& buffers, Stream& stream);
   void take_hidden(void* to, const StepBuffers& buffers, int first, int n_tokens, Stream& stream) const;
   void pick(const StepPlan& plan, const StepBuffers& buffers, int first, int n, const int32_t* slot,
             const int32_t* position, Stream& stream);
@@ -117,6 +127,7 @@ struct LlamaStage::Impl {
   kernels::Rope rope;
   StepUpload upload;
   HostTables host;
+  DeviceTables tables;
   std::vector<int32_t> n_blocks;  // [slots]
   LogitsHook hook;
   int most_fused;               // tokens of a fused pass
@@ -255,12 +266,9 @@ void LlamaStage::Impl::enqueue_decode(int rows, Stream& stream) const {
   if (is_last() && rows <= kHeadRows) modules.head(space.logits, pass, nullptr, rows);
 }
 
-void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers& buffers, Stream& stream) {
+void LlamaStage::Impl::run_decode(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
   const Range range("decode");
-  const int rows = StageOptions::graph_rows(n);
-  Pass padded = decode_pass(rows, stream);
-  padded.tokens.n_padding = rows - n;
-  prepare(padded);
+  const int n = tables.n_decode, rows = StageOptions::graph_rows(n);
   if (!is_first()) take_hidden(space.x, buffers, 0, n, stream);
   graphs.at(rows).launch(stream);
   if (!is_last()) return copy_async(buffers.hidden_out, space.x, hidden_bytes(n), stream);
@@ -276,15 +284,24 @@ void LlamaStage::Impl::run_decode(const StepPlan& plan, int n, const StepBuffers
   }
 }
 
-// As late as can be: what the step needs besides is done while its hidden states are on their way.
 void LlamaStage::Impl::take_hidden(void* to, const StepBuffers& buffers, int first, int n_tokens,
                                    Stream& stream) const {
-  if (buffers.arrival) buffers.arrival->block(stream);
   copy_async(to, static_cast<const char*>(buffers.hidden_in) + hidden_bytes(first), hidden_bytes(n_tokens),
              stream);
 }
 
-void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
+// The rows outside the graph.
+Pass LlamaStage::Impl::rest_pass(void* x, Stream& stream) const {
+  return make_pass(x,
+                   {.slot = tables.slot,
+                    .position = tables.position,
+                    .n_tokens = static_cast<int>(host.token.size()),
+                    .max_context = host.max_context,
+                    .n_single = host.n_single},
+                   stream);
+}
+
+void LlamaStage::Impl::prepare(const StepPlan& plan, Stream& stream) {
   PI_CHECK(plan.n_tokens() <= options.max_tokens, "step ", plan.step, " has ", plan.n_tokens(),
            " tokens, not at most ", options.max_tokens);
   const int n_decode = graphs.empty() ? 0 : std::min(plan.n_decode(), options.max_graph_rows());
@@ -298,43 +315,55 @@ void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Str
   upload.put(host.decode_position);
   const auto* opened = upload.put(host.opened);
   const auto* granted = upload.put(host.granted);
-  const int32_t* token = upload.put(host.token);
-  const int32_t* slot = upload.put(host.slot);
-  const int32_t* position = upload.put(host.position);
-  const int32_t* sample_row = upload.put(host.sample_row);
-  const int32_t* sample_slot = upload.put(host.sample_slot);
-  const int32_t* sample_position = upload.put(host.sample_position);
+  tables = {.n_decode = n_decode,
+            .token = upload.put(host.token),
+            .slot = upload.put(host.slot),
+            .position = upload.put(host.position),
+            .sample_row = upload.put(host.sample_row),
+            .sample_slot = upload.put(host.sample_slot),
+            .sample_position = upload.put(host.sample_position)};
   upload.send(stream);
 
   if (!host.opened.empty()) kernels::open_slots(space.slots, opened, host.opened.size(), stream);
   if (!host.granted.empty())
     kernels::set_blocks(space.block_table, granted, host.granted.size(), options.max_blocks(), stream);
-  if (n_decode > 0) run_decode(plan, n_decode, buffers, stream);
-  const int n_tokens = host.token.size();
+  if (n_decode == 0) return prepare(rest_pass(space.x, stream));
+  const int rows = StageOptions::graph_rows(n_decode);
+  Pass padded = decode_pass(rows, stream);
+  padded.tokens.n_padding = rows - n_decode;
+  prepare(padded);
+}
+
+void LlamaStage::Impl::take_tokens(const StepPlan& earlier, const int32_t* sampled, Stream& stream) {
+  host.set_samples(earlier, 0);  // this stage takes no samples of its own
+  upload.begin();
+  const int32_t* slot = upload.lend(host.sample_slot);
+  kernels::set_last_token(space.slots, slot, sampled, host.sample_slot.size(), stream);
+  upload.end_loan(stream);
+}
+
+void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
+  const int n_decode = tables.n_decode, n_tokens = host.token.size();
+  if (n_decode > 0) run_decode(plan, buffers, stream);
   if (n_tokens == 0) return;
 
   const Range range(host.n_single == n_tokens ? "decode" : "prefill");
-  const Pass pass =
-      make_pass(is_last() ? space.x : static_cast<char*>(buffers.hidden_out) + hidden_bytes(n_decode),
-                {.slot = slot,
-                 .position = position,
-                 .n_tokens = n_tokens,
-                 .max_context = host.max_context,
-                 .n_single = host.n_single},
-                stream);
-  prepare(pass);
+  const Pass pass = rest_pass(
+      is_last() ? space.x : static_cast<char*>(buffers.hidden_out) + hidden_bytes(n_decode), stream);
+  if (n_decode > 0) prepare(pass);  // only now: the rows of the graph had the same space
   if (is_first())
-    modules.embed(pass, token, space.slots.last_token);
+    modules.embed(pass, tables.token, space.slots.last_token);
   else
     take_hidden(pass.x, buffers, n_decode, n_tokens, stream);
   modules.forward(pass, cache);
   if (!is_last()) return;
-  kernels::mark_seen(space.slots, slot, token, n_tokens, stream);
+  kernels::mark_seen(space.slots, tables.slot, tables.token, n_tokens, stream);
   const int n_samples = host.sample_row.size();
   for (int first = 0; first < n_samples; first += kHeadRows) {
     const int n = std::min(kHeadRows, n_samples - first);
-    modules.head(space.logits, pass, sample_row + first, n);
-    pick(plan, buffers, n_decode + first, n, sample_slot + first, sample_position + first, stream);
+    modules.head(space.logits, pass, tables.sample_row + first, n);
+    pick(plan, buffers, n_decode + first, n, tables.sample_slot + first, tables.sample_position + first,
+         stream);
   }
 }
 
@@ -368,18 +397,14 @@ int64_t LlamaStage::hidden_bytes() const { return impl_->hidden_bytes(1); }
 
 std::string LlamaStage::warm_up() { return impl_->warm_up(); }
 
-void LlamaStage::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
-  impl_->run(plan, buffers, stream);
+void LlamaStage::prepare(const StepPlan& plan, Stream& stream) { impl_->prepare(plan, stream); }
+
+void LlamaStage::take_tokens(const StepPlan& earlier, const int32_t* sampled, Stream& stream) {
+  impl_->take_tokens(earlier, sampled, stream);
 }
 
-void LlamaStage::take_tokens(const StepPlan& plan, const int32_t* sampled, Stream& stream) {
-  impl_->host.set_samples(plan, 0);
-  const auto& slots = impl_->host.sample_slot;
-  if (slots.empty()) return;
-  impl_->upload.begin();
-  const int32_t* slot = impl_->upload.put(slots);
-  impl_->upload.send(stream);
-  kernels::set_last_token(impl_->space.slots, slot, sampled, slots.size(), stream);
+void LlamaStage::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {
+  impl_->run(plan, buffers, stream);
 }
 
 void LlamaStage::on_logits(LogitsHook hook) { impl_->hook = std::move(hook); }

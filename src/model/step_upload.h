@@ -44,6 +44,15 @@ class StepUpload {
   /// Enqueues the copy of what was put since `begin`.
   void send(Stream& stream);
 
+  /// Instead of put and send, a table that is short and read once: the device reads it from here, by what is enqueued
+  /// before end_loan.
+  template <typename T>
+  const T* lend(const std::vector<T>& values) {
+    put(values);
+    return ring_[turn_].as<T>();
+  }
+  void end_loan(Stream& stream) { sent_[turn_].record(stream); }
+
  private:
   const void* put(const void* values, size_t bytes);
 

@@ -70,10 +70,10 @@ void StageWorker::execute(StepPlan plan) {
   Flight& flight = this->flight(next_);
   flight.plan = std::move(plan);
   flight.begun_s = now_s();
-  receive(flight);
   flight.compute_begin.record(compute_);
+  stage_.prepare(flight.plan, compute_);
+  receive(flight);
   const StepBuffers buffers{.hidden_in = flight.hidden_in.data(),
-                            .arrival = first_ ? nullptr : &flight.received,
                             .hidden_out = flight.hidden_out.data(),
                             .sampled = flight.sampled.as<int32_t>(),
                             .top = flight.plan.want_top ? flight.top.as<TopLogit>() : nullptr};
@@ -108,6 +108,7 @@ void StageWorker::receive(Flight& flight) {
   flight.recv_begin.record(recv_);
   hidden_in_->recv(flight.hidden_in.data(), flight.plan.n_tokens() * stage_.hidden_bytes(), recv_);
   flight.received.record(recv_);
+  flight.received.block(compute_);
   flight.received_step = static_cast<int64_t>(flight.plan.step);
 }
 
@@ -170,7 +171,7 @@ bool StageWorker::retire() {
                     .compute_end_s = flight.computed.time_s()};
     times.recv_begin_s = flight.receives ? flight.recv_begin.time_s() : times.compute_begin_s;
     times.recv_end_s = flight.receives ? flight.received.time_s() : times.compute_begin_s;
-    times.compute_begin_s = std::max(times.compute_begin_s, times.recv_end_s);  // tables may be there before
+    times.compute_begin_s = std::max(times.compute_begin_s, times.recv_end_s);  // prepared meanwhile
     const bool sends = !last_ || (!first_ && plan.n_samples() > 0);
     times.send_begin_s = sends ? flight.send_begin.time_s() : times.compute_end_s;
     times.send_end_s = sends ? flight.sent.time_s() : times.compute_end_s;

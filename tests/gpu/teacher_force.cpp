@@ -126,6 +126,7 @@ void run(std::map<std::string, std::string> given) {
       if (plan.rows.empty()) break;
       plan.check({options.slots, options.blocks, options.block_size, options.context, config.vocab_size, 1,
                   options.max_tokens});
+      stage.prepare(plan, stream);
       stage.run(plan, {.sampled = sampled.as<int32_t>()}, stream);
     }
   }

@@ -10,10 +10,6 @@ Chain::Chain(const ModelConfig& config, const Checkpoint& checkpoint, const std:
     : config_(config),
       options_(options),
       stream_(backend.device),
-      link_(backend.device),
-      computed_(backend.device),
-      received_(backend.device),
-      delay_(backend.device, backend.device.is_cuda() ? 16 << 20 : 0, "a delay"),
       sampled_(backend.device, options.max_tokens * sizeof(int32_t), "sampled"),
       top_(backend.device, options.max_tokens * kTopLogits * sizeof(TopLogit), "top") {
   options.last_layer = 0;
@@ -26,9 +22,8 @@ Chain::Chain(const ModelConfig& config, const Checkpoint& checkpoint, const std:
     const std::string graphs = stages_.back()->warm_up();
     if (backend.device.is_cuda() && !backend.reference)
       PI_CHECK(!graphs.starts_with("no CUDA graphs"), graphs);
-    for (auto* hidden : {&hidden_out_, &hidden_in_})
-      hidden->emplace_back(backend.device, options.max_tokens * stages_.back()->hidden_bytes(),
-                           "hidden states");
+    hidden_.emplace_back(backend.device, options.max_tokens * stages_.back()->hidden_bytes(),
+                         "hidden states");
   }
   stages_.back()->on_logits([this](const StepPlan&, int first, int n, const float* logits, Stream& stream) {
     PI_CHECK(first == static_cast<int>(output_.logits.size()), "samples out of order");
@@ -39,37 +34,25 @@ Chain::Chain(const ModelConfig& config, const Checkpoint& checkpoint, const std:
   });
 }
 
-// Through another stream, and late: who does not wait for them reads NaN.
-void Chain::hand_over(int to) {
-  fill_async(hidden_in_[to].data(), 0xff, hidden_in_[to].bytes(), stream_);
-  computed_.record(stream_);
-  computed_.block(link_);
-  for (int i = 0; i < 4; ++i) fill_async(delay_.data(), 0, delay_.bytes(), link_);
-  copy_async(hidden_in_[to].data(), hidden_out_[to - 1].data(), hidden_in_[to].bytes(), link_);
-  received_.record(link_);
-}
-
 StepOutput Chain::run(const StepPlan& plan) {
   plan.check({options_.slots, options_.blocks, options_.block_size, options_.context, config_.vocab_size, 1,
               options_.max_tokens});
   output_ = {};
   for (size_t i = 0; i < stages_.size(); ++i) {
     StepBuffers buffers;
-    if (i > 0) {
-      hand_over(i);
-      buffers.hidden_in = hidden_in_[i].data();
-      buffers.arrival = &received_;
-    }
+    if (i > 0) buffers.hidden_in = hidden_[i - 1].data();
     if (i + 1 < stages_.size()) {
-      buffers.hidden_out = hidden_out_[i].data();
+      buffers.hidden_out = hidden_[i].data();
     } else {
       buffers.sampled = sampled_.as<int32_t>();
       if (plan.want_top) buffers.top = top_.as<TopLogit>();
     }
+    stages_[i]->prepare(plan, stream_);
+    if (i == 0 && untaken_) stages_[0]->take_tokens(*untaken_, sampled_.as<int32_t>(), stream_);
     stages_[i]->run(plan, buffers, stream_);
   }
   const int n = plan.n_samples();
-  if (stages_.size() > 1) stages_[0]->take_tokens(plan, sampled_.as<int32_t>(), stream_);
+  if (stages_.size() > 1) untaken_ = plan;
   output_.tokens = to_host(sampled_.as<int32_t>(), n, stream_);
   if (plan.want_top) output_.top = to_host(top_.as<TopLogit>(), n * kTopLogits, stream_);
   return std::move(output_);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -38,21 +39,18 @@ class Chain {
   Chain(const ModelConfig& config, const Checkpoint& checkpoint, const std::vector<int>& ends,
         StageOptions options, const Backend& backend);
 
-  /// Runs a step through all stages, and hands the sampled tokens back to the first.
+  /// Runs a step through all stages; its sampled tokens go back to the first in the next one.
   StepOutput run(const StepPlan& plan);
   LlamaStage& stage(int index) { return *stages_[index]; }
 
  private:
-  void hand_over(int to);
-
   ModelConfig config_;
   StageOptions options_;
-  Stream stream_, link_;
+  Stream stream_;
   std::vector<std::unique_ptr<LlamaStage>> stages_;
-  std::vector<DeviceBuffer> hidden_out_, hidden_in_;  // of each stage
-  Event computed_, received_;
-  DeviceBuffer delay_;
+  std::vector<DeviceBuffer> hidden_;  // between stage i and i + 1
   DeviceBuffer sampled_, top_;
+  std::optional<StepPlan> untaken_;  // whose samples the first of several stages has not taken
   StepOutput output_;
 };
 

@@ -114,6 +114,7 @@ TEST_P(LoadingTest, RandomWeightsAreFiniteAndDoNotDependOnTheSplit) {
         found = to_host(values, n * config.vocab_size, stream);
       });
       DeviceBuffer out(device, hidden.bytes(), "hidden");
+      stage.prepare(plan, stream);
       stage.run(plan,
                 {.hidden_in = hidden.data(), .hidden_out = out.data(), .sampled = sampled.as<int32_t>()},
                 stream);

@@ -137,7 +137,7 @@ TEST_P(SlotTest, TooManyTokensAreAnInternalError) {
   plan.rows = {{0, 0, 161, 0, 0}};
   plan.tokens.assign(161, 1);
   Stream stream(GetParam().device);
-  EXPECT_THROW(whole.stage(0).run(plan, {}, stream), Error);
+  EXPECT_THROW(whole.stage(0).prepare(plan, stream), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, SlotTest, testing::ValuesIn(backends()),

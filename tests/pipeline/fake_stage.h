@@ -60,7 +60,10 @@ class FakeStage : public Stage {
 
   int64_t hidden_bytes() const override { return sizeof(uint64_t); }
 
+  void prepare(const StepPlan& plan, Stream&) override { prepared_ = plan.step; }
+
   void run(const StepPlan& plan, const StepBuffers& buffers, Stream&) override {
+    PI_CHECK(prepared_ == plan.step, "step ", plan.step, " was not prepared");
     if (before_run) before_run(plan);
     if (max_delay_s_ > 0)
       std::this_thread::sleep_for(
@@ -133,6 +136,7 @@ class FakeStage : public Stage {
 
   const Layout layout_;
   const int stage_;
+  uint64_t prepared_ = ~uint64_t{0};
   const double max_delay_s_;
   std::mt19937 rng_;
   std::vector<uint64_t> kv_;

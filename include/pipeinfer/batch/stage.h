@@ -11,7 +11,6 @@ namespace pipeinfer {
 /// Device buffers of one step. The stage only enqueues work on the stream; nothing is read back by it.
 struct StepBuffers {
   const void* hidden_in = nullptr;  ///< [n_tokens, hidden] in the activation dtype; null on the first stage
-  const Event* arrival = nullptr;   ///< of hidden_in: what reads that waits for it; null: it is there
   void* hidden_out = nullptr;       ///< [n_tokens, hidden]; null on the last stage
   int32_t* sampled = nullptr;       ///< [n_samples]; last stage only
   TopLogit* top = nullptr;          ///< [n_samples, kTopLogits]; last stage, where the plan wants them
@@ -24,13 +23,19 @@ class Stage {
   /// Bytes of one token's hidden state between stages.
   virtual int64_t hidden_bytes() const = 0;
 
-  /// Enqueues the step on `stream`: applies what the plan changes, then runs its rows. Plans arrive in step order
-  /// and are already checked. A stage that is first and last also takes its own samples. Throws Error.
-  virtual void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) = 0;
+  // The calls of a step, on one stream; steps come in order.
+
+  /// Enqueues what does not need the step's input, which may be on its way meanwhile: applies what the plan changes. The
+  /// plan is already checked. Throws Error.
+  virtual void prepare(const StepPlan& plan, Stream& stream) = 0;
 
   /// First of several stages only: enqueues `last_token[slot] = sampled[i]` for the samples of an earlier plan, in row
   /// order (a row's last sample rules). `sampled` is [n_samples] on the device.
-  virtual void take_tokens(const StepPlan& plan, const int32_t* sampled, Stream& stream) = 0;
+  virtual void take_tokens(const StepPlan& earlier, const int32_t* sampled, Stream& stream) = 0;
+
+  /// Enqueues the rows of the plan that was prepared. A stage that is first and last also takes its own samples. Throws
+  /// Error.
+  virtual void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) = 0;
 };
 
 }  // namespace pipeinfer

@@ -36,10 +36,11 @@ class LlamaStage final : public Stage {
 
   int64_t hidden_bytes() const override;
 
-  /// All calls of `run` and `take_tokens` must name the same stream. On a GPU nothing is allocated, and the host
-  /// waits only where more than `steps_in_flight` calls have not run yet.
+  /// All calls of these three must name the same stream. On a GPU nothing is allocated, and the host waits only where more
+  /// than `steps_in_flight` calls have not run yet.
+  void prepare(const StepPlan& plan, Stream& stream) override;
+  void take_tokens(const StepPlan& earlier, const int32_t* sampled, Stream& stream) override;
   void run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) override;
-  void take_tokens(const StepPlan& plan, const int32_t* sampled, Stream& stream) override;
 
   /// Calls `hook` whenever logits of samples [first, first + n) of a plan were enqueued: [n, vocab] fp32 on the
   /// device, overwritten by what is enqueued later. For teacher forcing and tests.
