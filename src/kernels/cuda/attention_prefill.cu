@@ -11,10 +11,6 @@ using namespace prefill;
 
 namespace {
 
-/// Weights are 2^(score - base), where a row's base follows its largest score only when that is further ahead than this:
-/// sums are then rarely rescaled, and weights stay far from the largest half (65504).
-constexpr float kSlack = 8;
-
 /// score = queries * keys^T for kStep keys: score[s][j] are strip s and keys 8j to 8j + 7.
 template <typename T, int D>
 __device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8][4],
@@ -38,15 +34,7 @@ __device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8
   }
   if constexpr (D % 16 != 0) {
     uint32_t b[kStep / 8];
-    if constexpr (D % 16 == 8) {
-      static_assert(kStep == 32);
-      load_matrices(b, keys + lane / 8 * O::kBytes + (S::kGroups - 1) * O::kGroupBytes + lane % 8 * 16);
-    } else {  // 4 columns: the other 4 of the group meet zeros of the queries
-#pragma unroll
-      for (int j = 0; j < kStep / 8; ++j)
-        b[j] = *reinterpret_cast<const uint32_t*>(keys + j * O::kBytes + O::kTailAt + lane / 4 * 8 +
-                                                  lane % 2 * 4);
-    }
+    load_last_keys<D>(b, keys);
 #pragma unroll
     for (int j = 0; j < kStep / 8; ++j) {
 #pragma unroll
@@ -54,64 +42,6 @@ __device__ inline void multiply_keys(float (&score)[Shape<D>::kStrips][kStep / 8
         const auto& query = strip[s].query[S::kSteps - 1];
         mma_16x8x8<T>(score[s][j], {query[0], query[1]}, b[j]);
       }
-    }
-  }
-}
-
-/// Scores become weights, the operands of the next product, and are added to the totals.
-template <typename T, int D>
-__device__ inline void weigh(uint32_t (&weight)[Shape<D>::kStrips][kStep / 16][4],
-                             Strip<T, D> (&strip)[Shape<D>::kStrips],
-                             const float (&score)[Shape<D>::kStrips][kStep / 8][4], float scale) {
-  constexpr int kStrips = Shape<D>::kStrips;
-  float largest[kStrips][2];
-  bool grown = false;
-#pragma unroll
-  for (int s = 0; s < kStrips; ++s) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float max = score[s][0][r * 2];
-#pragma unroll
-      for (int j = 0; j < kStep / 8; ++j) max = fmaxf(max, fmaxf(score[s][j][r * 2], score[s][j][r * 2 + 1]));
-      largest[s][r] = max * scale;
-      grown |= largest[s][r] > strip[s].base[r] + kSlack;
-    }
-  }
-  if (__any_sync(~0u, grown)) {
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) strip[s].move_base(r, largest[s][r]);
-    }
-  }
-#pragma unroll
-  for (int s = 0; s < kStrips; ++s) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int j = 0; j < kStep / 8; ++j) {
-        const float low = exp2_approximate(score[s][j][r * 2] * scale - strip[s].base[r]);
-        const float high = exp2_approximate(score[s][j][r * 2 + 1] * scale - strip[s].base[r]);
-        strip[s].total[r] += low + high;
-        weight[s][j / 2][j % 2 * 2 + r] = pack<T>(low, high);
-      }
-    }
-  }
-}
-
-/// The operands b of kStep values for one group of columns: b[2j] and b[2j + 1] are positions 16j to 16j + 15.
-template <int D>
-__device__ inline void load_values(uint32_t (&b)[kStep / 8], const char* values, int group) {
-  using S = Shape<D>;
-  using O = Octet<D>;
-  const int lane = lane_again();
-  if (group < D / 8) {
-    load_matrices_transposed(b, values + lane / 8 * O::kBytes + group * O::kGroupBytes + lane % 8 * 16);
-  } else {  // 4 columns, twice: nobody reads the sums of the second 4
-#pragma unroll
-    for (int j = 0; j < kStep / 8; ++j) {
-      const char* v = values + j * O::kBytes + O::kTailAt + lane % 4 * 16 + lane / 4 % 4 * 2;
-      b[j] = *reinterpret_cast<const uint16_t*>(v) | *reinterpret_cast<const uint16_t*>(v + 8) << 16;
     }
   }
 }
@@ -293,7 +223,9 @@ void paged_attention(void* out, const void* qkv, const KvLayer& cache, const Tok
                      float scale, DType dtype, Stream& stream) {
   if (tokens.n_single > 0) attend_single(out, qkv, cache, tokens, n_heads, scale, dtype, stream);
   if (tokens.n_single == tokens.n_tokens) return;
-  if (!tokens.reference && attend_runs(out, qkv, cache, tokens, n_heads, scale, dtype, stream)) return;
+  if (!tokens.reference && (attend_groups(out, qkv, cache, tokens, n_heads, scale, dtype, stream) ||
+                            attend_runs(out, qkv, cache, tokens, n_heads, scale, dtype, stream)))
+    return;
   attend_tiles(out, qkv, cache, tokens, n_heads, scale, dtype, stream);
 }
 

@@ -114,6 +114,16 @@ bool aligned(size_t bytes, const P*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % bytes == 0) && ...);
 }
 
+/// Where a ring's next slot is: its number, and the parity of the phase in which it is filled.
+struct Turn {
+  int slot = 0, parity = 0;
+  __device__ void next(int stages) {
+    if (++slot < stages) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
 struct Sum {
   template <typename V>
   __device__ V operator()(V a, V b) const {

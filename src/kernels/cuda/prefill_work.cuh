@@ -13,6 +13,9 @@ inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * 32;
 inline constexpr int kKeys = 64;  // positions of a tile
 inline constexpr int kStep = 32;  // positions whose scores a warp holds at a time
+/// Weights are 2^(score - base), where a row's base follows its largest score only when that is further ahead than this:
+/// sums are then rarely rescaled, and weights stay far from the largest half (65504).
+inline constexpr float kSlack = 8;
 
 /// Sizes that depend on the head dimension. A warp takes kStrips times 16 queries: two if its registers hold their sums,
 /// since every operand it then reads from shared memory serves twice.
@@ -156,5 +159,77 @@ struct Strip {
     }
   }
 };
+
+/// Scores become weights, the operands of the next product, and are added to the totals: of `kSteps` times 16 positions.
+template <int kStrips, int kSteps, typename T, int D>
+__device__ inline void weigh(uint32_t (&weight)[kStrips][kSteps][4], Strip<T, D> (&strip)[kStrips],
+                             const float (&score)[kStrips][2 * kSteps][4], float scale) {
+  float largest[kStrips][2];
+  bool grown = false;
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float max = score[s][0][r * 2];
+#pragma unroll
+      for (int j = 0; j < 2 * kSteps; ++j)
+        max = fmaxf(max, fmaxf(score[s][j][r * 2], score[s][j][r * 2 + 1]));
+      largest[s][r] = max * scale;
+      grown |= largest[s][r] > strip[s].base[r] + kSlack;
+    }
+  }
+  if (__any_sync(~0u, grown)) {
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) strip[s].move_base(r, largest[s][r]);
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int j = 0; j < 2 * kSteps; ++j) {
+        const float low = exp2_approximate(score[s][j][r * 2] * scale - strip[s].base[r]);
+        const float high = exp2_approximate(score[s][j][r * 2 + 1] * scale - strip[s].base[r]);
+        strip[s].total[r] += low + high;
+        weight[s][j / 2][j % 2 * 2 + r] = pack<T>(low, high);
+      }
+    }
+  }
+}
+
+/// The operands b of kStep keys for the columns behind the last 16: b[j] of the j-th octet.
+template <int D>
+__device__ inline void load_last_keys(uint32_t (&b)[kStep / 8], const char* keys) {
+  using O = Octet<D>;
+  const int lane = lane_again();
+  if constexpr (D % 16 == 8) {
+    static_assert(kStep == 32);
+    load_matrices(b, keys + lane / 8 * O::kBytes + (O::kGroups - 1) * O::kGroupBytes + lane % 8 * 16);
+  } else {  // 4 columns: the other 4 of the group meet zeros of the queries
+#pragma unroll
+    for (int j = 0; j < kStep / 8; ++j)
+      b[j] = *reinterpret_cast<const uint32_t*>(keys + j * O::kBytes + O::kTailAt + lane / 4 * 8 +
+                                                lane % 2 * 4);
+  }
+}
+
+/// The operands b of kStep values for one group of columns: b[2j] and b[2j + 1] are positions 16j to 16j + 15.
+template <int D>
+__device__ inline void load_values(uint32_t (&b)[kStep / 8], const char* values, int group) {
+  using O = Octet<D>;
+  const int lane = lane_again();
+  if (group < O::kGroups) {
+    load_matrices_transposed(b, values + lane / 8 * O::kBytes + group * O::kGroupBytes + lane % 8 * 16);
+  } else {  // 4 columns, twice: nobody reads the sums of the second 4
+#pragma unroll
+    for (int j = 0; j < kStep / 8; ++j) {
+      const char* v = values + j * O::kBytes + O::kTailAt + lane % 4 * 16 + lane / 4 % 4 * 2;
+      b[j] = *reinterpret_cast<const uint16_t*>(v) | *reinterpret_cast<const uint16_t*>(v + 8) << 16;
+    }
+  }
+}
 
 }  // namespace pipeinfer::kernels::cuda::prefill

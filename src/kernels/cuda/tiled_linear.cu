@@ -75,16 +75,6 @@ struct Layout {
   __host__ __device__ int bytes() const { return ring + kBarriers + kFactors; }
 };
 
-/// Where a ring's next slot is: its number, and the parity of the phase in which it is filled.
-struct Turn {
-  int slot = 0, parity = 0;
-  __device__ void next(int stages) {
-    if (++slot < stages) return;
-    slot = 0;
-    parity ^= 1;
-  }
-};
-
 /// A norm's share of four neighbours: writes them times its weight, returns their squares' sum.
 template <typename T>
 __device__ inline float write_scaled(T* to, const float (&v)[4], typename Word<4 * sizeof(T)>::type weight) {

@@ -79,64 +79,113 @@ __device__ inline uint64_t matrix_descriptor(const char* first) {
   return kSwizzle128 | kEvery1024 | uint64_t{1} << 16 | (shared_address(first) & 0x3ffff) >> 4;
 }
 
-#define PI_WGMMA_8(type)                                                  \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type \
-               " {%0,%1,%2,%3}, %4, %5, 1, 1, 1, 0, 0;"                   \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])           \
-               : "l"(of_a), "l"(of_b))
-#define PI_WGMMA_16(type)                                                                            \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type                           \
-               " {%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, 1, 1, 0, 0;"                                  \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), \
-                 "+f"(c[7])                                                                          \
-               : "l"(of_a), "l"(of_b))
-#define PI_WGMMA_32(type)                                                                                \
+/// A matrix of 16-bit elements in shared memory, as products take it: groups of 8 x 8 elements of 128 bytes each, of which a
+/// row (of k, or where it is that of n, of n) has 16. The next group of n is `n_bytes` further on, that of k `k_bytes`.
+class Groups {
+ public:
+  __device__ Groups(const char* first, int n_bytes, int k_bytes)
+      : descriptor_(uint64_t(n_bytes / 16) << 32 | uint64_t(k_bytes / 16) << 16 |
+                    (shared_address(first) & 0x3ffff) >> 4) {}
+  /// The matrix that begins so much further on.
+  __device__ Groups operator+(int bytes) const {
+    Groups other = *this;
+    other.descriptor_ += bytes / 16;
+    return other;
+  }
+  __device__ uint64_t descriptor() const { return descriptor_; }
+
+ private:
+  uint64_t descriptor_;  // PTX ISA, "Matrix Descriptor Format"; no swizzle
+};
+
+// wgmma with the operands that follow the sums, as text and as what they are.
+#define PI_WGMMA_8(type, operands, ...)                                                               \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type " {%0,%1,%2,%3}, " operands \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                       \
+               : __VA_ARGS__)
+#define PI_WGMMA_16(type, operands, ...)                                                                  \
+  asm volatile(                                                                                           \
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type " {%0,%1,%2,%3,%4,%5,%6,%7}, " operands \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])    \
+      : __VA_ARGS__)
+#define PI_WGMMA_32(type, operands, ...)                                                                 \
   asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                               \
-               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, 0, 0;"      \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, " operands                     \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]),     \
                  "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), \
                  "+f"(c[14]), "+f"(c[15])                                                                \
-               : "l"(of_a), "l"(of_b))
-#define PI_WGMMA_64(type)                                                                                   \
+               : __VA_ARGS__)
+#define PI_WGMMA_64(type, operands, ...)                                                                    \
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                  \
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%"  \
-               "24,%25,%26,%27,"                                                                            \
-               "%28,%29,%30,%31}, %32, %33, 1, 1, 1, 0, 0;"                                                 \
+               "24,%25,%26,%27,%28,%29,%30,%31}, " operands                                                 \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]),        \
                  "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]),    \
                  "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), \
                  "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), \
                  "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])                                         \
-               : "l"(of_a), "l"(of_b))
-
-/// c += a * b^T for a warpgroup (4 warps), 16 columns of boxes in shared memory: a [64, 16], b [N, 16]; `a` and `b` point to
-/// a column, a multiple of 16, of a box's row whose number is a multiple of 8. Of each thread (w = warp % 4, g = lane / 4,
-/// t = lane % 4), c[4j] and c[4j + 1] are row 16w + g at columns 8j + 2t and the next, c[4j + 2] and c[4j + 3] row 16w + g +
-/// 8. Runs asynchronously: begin_products() before the first of a batch, end_products() after its last, and c and the boxes
-/// are left alone until wait_products().
-template <typename T, int N>
-__device__ inline void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const uint64_t of_a = matrix_descriptor(a), of_b = matrix_descriptor(b);
-#define PI_WGMMA(n)                          \
-  if constexpr (std::is_same_v<T, __half>) { \
-    PI_WGMMA_##n("f16");                     \
-  } else {                                   \
-    PI_WGMMA_##n("bf16");                    \
+               : __VA_ARGS__)
+#define PI_WGMMA(n, operands, ...)               \
+  if constexpr (std::is_same_v<T, __half>) {     \
+    PI_WGMMA_##n("f16", operands, __VA_ARGS__);  \
+  } else {                                       \
+    PI_WGMMA_##n("bf16", operands, __VA_ARGS__); \
   }
+
+// What follows runs asynchronously, for a warpgroup (4 warps): begin_products() before the first of a batch,
+// end_products() after its last, and operands and c are left alone until wait_products(). c has 64 rows and N columns: of
+// each thread (w = warp % 4, g = lane / 4, t = lane % 4), c[4j] and c[4j + 1] are row 16w + g at columns 8j + 2t and the
+// next, c[4j + 2] and c[4j + 3] row 16w + g + 8.
+
+/// c += a * b^T: a [64, 16], b [N, 16] in shared memory, by their descriptors.
+template <typename T, int N>
+__device__ inline void multiply_matrices(float (&c)[N / 2], uint64_t a, uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if constexpr (N == 8) {
-    PI_WGMMA(8)
+    PI_WGMMA(8, "%4, %5, 1, 1, 1, 0, 0;", "l"(a), "l"(b))
   } else if constexpr (N == 16) {
-    PI_WGMMA(16)
+    PI_WGMMA(16, "%8, %9, 1, 1, 1, 0, 0;", "l"(a), "l"(b))
   } else if constexpr (N == 32) {
-    PI_WGMMA(32)
+    PI_WGMMA(32, "%16, %17, 1, 1, 1, 0, 0;", "l"(a), "l"(b))
   } else {
     static_assert(N == 64);
-    PI_WGMMA(64)
+    PI_WGMMA(64, "%32, %33, 1, 1, 1, 0, 0;", "l"(a), "l"(b))
   }
-#undef PI_WGMMA
 #endif
 }
+
+/// 16 columns of boxes: `a` and `b` point to a column, a multiple of 16, of a box's row whose number is a multiple of 8.
+template <typename T, int N>
+__device__ inline void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
+  multiply_matrices<T, N>(c, matrix_descriptor(a), matrix_descriptor(b));
+}
+
+/// Of a and b, rows are those of k.
+template <typename T, int N>
+__device__ inline void multiply_groups(float (&c)[N / 2], Groups a, Groups b) {
+  multiply_matrices<T, N>(c, a.descriptor(), b.descriptor());
+}
+
+/// c += a * b: b [16, N], whose rows are those of n; a [64, 16] in registers, of each warp its 16 rows as mma_16x8x16 has
+/// them.
+template <typename T, int N>
+__device__ inline void multiply_groups(float (&c)[N / 2], const uint32_t (&a)[4], Groups b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define PI_OPERANDS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor())
+  if constexpr (N == 8) {
+    PI_WGMMA(8, "{%4,%5,%6,%7}, %8, 1, 1, 1, 1;", PI_OPERANDS)
+  } else if constexpr (N == 16) {
+    PI_WGMMA(16, "{%8,%9,%10,%11}, %12, 1, 1, 1, 1;", PI_OPERANDS)
+  } else if constexpr (N == 32) {
+    PI_WGMMA(32, "{%16,%17,%18,%19}, %20, 1, 1, 1, 1;", PI_OPERANDS)
+  } else {
+    static_assert(N == 64);
+    PI_WGMMA(64, "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;", PI_OPERANDS)
+  }
+#undef PI_OPERANDS
+#endif
+}
+#undef PI_WGMMA
 #undef PI_WGMMA_8
 #undef PI_WGMMA_16
 #undef PI_WGMMA_32

@@ -82,6 +82,78 @@ void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
   });
 }
 
+struct Groups {
+  const char* first;
+  int n_bytes, k_bytes;
+
+  Groups(const char* first, int n_bytes, int k_bytes) : first(first), n_bytes(n_bytes), k_bytes(k_bytes) {
+    for (int bytes : {n_bytes, k_bytes})
+      if (bytes % 16 != 0 || bytes / 16 >= 1 << 14) emulator::fail("a distance that no descriptor holds");
+  }
+  Groups operator+(int bytes) const {
+    if (bytes % 16 != 0) emulator::fail("a distance that no descriptor holds");
+    return {first + bytes, n_bytes, k_bytes};
+  }
+  void check(int n) const {
+    for (int i = 0; i < n / 8; ++i)
+      for (int j = 0; j < 2; ++j) emulator::check_shared(first + i * n_bytes + j * k_bytes, 128, 16);
+  }
+  /// Element [n, k]; `of_k`: rows are those of k.
+  template <typename T>
+  float at(int n, int k, bool of_k) const {
+    T element;
+    memcpy(
+        &element,
+        first + n / 8 * n_bytes + k / 8 * k_bytes + (of_k ? n % 8 * 16 + k % 8 * 2 : k % 8 * 16 + n % 8 * 2),
+        sizeof element);
+    return to_float(element);
+  }
+};
+
+/// The start of a product whose thread adds of_a(g or g + 8, k) * of_b(column, k).
+template <int N, typename A, typename B>
+void start_group_product(float (&c)[N / 2], A of_a, B of_b) {
+  emulator::start_product(c, N / 2, [=](float* sums) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int e = 0; e < N / 2; ++e) {
+      const int row = g + e / 2 % 2 * 8, column = e / 4 * 8 + 2 * t + e % 2;
+      for (int k = 0; k < 16; ++k) sums[e] += of_a(row, k) * of_b(column, k);
+    }
+  });
+}
+
+template <typename T, int N>
+void multiply_groups(float (&c)[N / 2], Groups a, Groups b) {
+  static_assert(sizeof(T) == 2 && (N == 8 || N == 16 || N == 32 || N == 64));
+  a.check(64);
+  b.check(N);
+  const int first = static_cast<int>(threadIdx.x) / 32 % 4 * 16;
+  start_group_product<N>(
+      c, [=](int row, int k) { return a.at<T>(first + row, k, true); },
+      [=](int column, int k) { return b.at<T>(column, k, true); });
+}
+
+template <typename T, int N>
+void multiply_groups(float (&c)[N / 2], const uint32_t (&a)[4], Groups b) {
+  static_assert(sizeof(T) == 2 && (N == 8 || N == 16 || N == 32 || N == 64));
+  b.check(N);
+  emulator::Shown own{};
+  for (int i = 0; i < 4; ++i) {
+    T pair[2];
+    memcpy(pair, &a[i], sizeof pair);
+    for (int j = 0; j < 2; ++j) own[2 * i + j] = to_float(pair[j]);
+  }
+  const auto& shown = emulator::show(own, "wgmma");
+  std::array<std::array<float, 16>, 2> rows;
+  for (int k = 0; k < 16; ++k) {
+    const emulator::Shown& of_lane = shown[threadIdx.x % 32 / 4 * 4 + k % 8 / 2];
+    for (int r = 0; r < 2; ++r) rows[r][k] = of_lane[(k / 8 * 2 + r) * 2 + k % 2];
+  }
+  start_group_product<N>(
+      c, [=](int row, int k) { return rows[row / 8][k]; },
+      [=](int column, int k) { return b.at<T>(column, k, false); });
+}
+
 inline void begin_products() { emulator::begin_products(); }
 inline void end_products() { emulator::end_products(); }
 template <int n>
