@@ -211,8 +211,8 @@ __device__ inline void load_last_keys(uint32_t (&b)[kStep / 8], const char* keys
   } else {  // 4 columns: the other 4 of the group meet zeros of the queries
 #pragma unroll
     for (int j = 0; j < kStep / 8; ++j)
-      b[j] = *reinterpret_cast<const uint32_t*>(keys + j * O::kBytes + O::kTailAt + lane / 4 * 8 +
-                                                lane % 2 * 4);
+      b[j] =
+          *reinterpret_cast<const uint32_t*>(keys + j * O::kBytes + O::kTailAt + lane / 4 * 8 + lane % 2 * 4);
   }
 }
 
