@@ -336,10 +336,9 @@ void LlamaStage::Impl::prepare(const StepPlan& plan, Stream& stream) {
 
 void LlamaStage::Impl::take_tokens(const StepPlan& earlier, const int32_t* sampled, Stream& stream) {
   host.set_samples(earlier, 0);  // this stage takes no samples of its own
-  upload.begin();
-  const int32_t* slot = upload.lend(host.sample_slot);
-  kernels::set_last_token(space.slots, slot, sampled, host.sample_slot.size(), stream);
-  upload.end_loan(stream);
+  upload.lend(host.sample_slot, stream, [&](const int32_t* slot) {
+    kernels::set_last_token(space.slots, slot, sampled, host.sample_slot.size(), stream);
+  });
 }
 
 void LlamaStage::Impl::run(const StepPlan& plan, const StepBuffers& buffers, Stream& stream) {

@@ -44,14 +44,14 @@ class StepUpload {
   /// Enqueues the copy of what was put since `begin`.
   void send(Stream& stream);
 
-  /// Instead of put and send, a table that is short and read once: the device reads it from here, by what is enqueued
-  /// before end_loan.
-  template <typename T>
-  const T* lend(const std::vector<T>& values) {
+  /// Instead of all that, for a short table that is read once: use(table) enqueues what reads it, out of the pinned buffer.
+  template <typename T, typename Use>
+  void lend(const std::vector<T>& values, Stream& stream, Use&& use) {
+    begin();
     put(values);
-    return ring_[turn_].as<T>();
+    use(ring_[turn_].as<T>());
+    sent_[turn_].record(stream);
   }
-  void end_loan(Stream& stream) { sent_[turn_].record(stream); }
 
  private:
   const void* put(const void* values, size_t bytes);

@@ -17,12 +17,6 @@ using namespace decode;
 
 namespace {
 
-/// Where a tile lies is a multiple of 128 bytes, as it is in the cache: so each line that a copy takes is one request to
-/// the L2 cache and not two, which would be more than it can take while the memory is busy.
-struct alignas(128) Line {
-  char bytes[128];
-};
-
 /// A lane's piece of a tile: the octets of it that are in one block of the cache.
 template <typename T>
 struct Piece {

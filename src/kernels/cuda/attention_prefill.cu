@@ -2,7 +2,7 @@
 // order of FlashAttention-2 (Dao 2023, arXiv:2307.08691). A block takes some tokens of one query head, a warp 16 or 32 of
 // them; for each run of them (tokens of one slot at consecutive positions) it walks over the run's keys and values in
 // tiles of kKeys positions, the next of which is on its way meanwhile. Queries, scores and sums stay in registers;
-// weights become the next product's operand there.
+// weights become the next product's operand there. On sm_90 attention_prefill_groups.cu does this.
 #include "launch.cuh"
 #include "prefill_work.cuh"
 

@@ -17,7 +17,8 @@ namespace {
 
 constexpr int kGroupRows = 64;  // queries of a warpgroup
 constexpr int kBlockRows = 2 * kGroupRows, kBlockWarps = kBlockRows / 16;
-constexpr int kStepBytes = 2 * 128;  // of 16 columns in an octet
+constexpr int kGroupBytes = 128;             // of 8 positions and 8 columns
+constexpr int kStepBytes = 2 * kGroupBytes;  // of 16 columns in an octet
 
 /// What lies in shared memory: queries, as octets of whole 16 columns, and a ring of tiles of K and V.
 template <int D>
@@ -29,9 +30,6 @@ struct Memory {
   static constexpr int kBlocks = D == 96 || D > 100 ? 1 : 2;  // of a multiprocessor: what its registers hold
   static constexpr int kBytes = kQueries + kSlots * 2 * kTile;
 };
-struct alignas(128) Line {
-  char bytes[128];
-};
 
 /// The block's queries on their way to shared memory, zeros where there are no tokens.
 template <typename T, int D>
@@ -39,8 +37,9 @@ __device__ inline void fetch_queries(char* to, const T* from, int64_t pitch, int
   constexpr int kWords = Memory<D>::kSteps * 4;  // of 4 elements: a head's row is a multiple of 8 bytes
   for (int i = threadIdx.x; i < kBlockRows * kWords; i += kBlockWarps * 32) {
     const int row = i / kWords, word = i % kWords;
-    copy_to_shared<8>(to + row / 8 * Memory<D>::kQueryOctet + word / 2 * 128 + row % 8 * 16 + word % 2 * 8,
-                      from + row * pitch + word * 4, row < n);
+    copy_to_shared<8>(
+        to + row / 8 * Memory<D>::kQueryOctet + word / 2 * kGroupBytes + row % 8 * 16 + word % 2 * 8,
+        from + row * pitch + word * 4, row < n);
   }
   commit_copies();
 }
@@ -59,7 +58,7 @@ __device__ inline void load_last_queries(uint32_t (&query)[2], const T* from, in
 template <typename T, int D>
 __device__ inline void multiply_keys(float (&score)[kKeys / 8][4], const char* queries,
                                      const uint32_t (&last)[2], const char* keys) {
-  const Groups a(queries, Memory<D>::kQueryOctet, 128), b(keys, Octet<D>::kBytes, 128);
+  const Groups a(queries, Memory<D>::kQueryOctet, kGroupBytes), b(keys, Octet<D>::kBytes, kGroupBytes);
   begin_products();
 #pragma unroll
   for (int i = 0; i < Memory<D>::kSteps; ++i)
@@ -89,7 +88,8 @@ __device__ inline void multiply_groups_of_values(Strip<T, D>& strip, const uint3
     const auto multiply = [&](float(&sum)[kColumns / 2]) {
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i)
-        multiply_groups<T, kColumns>(sum, weight[i], values + (i * 2 * Octet<D>::kBytes + kFirst * 128));
+        multiply_groups<T, kColumns>(sum, weight[i],
+                                     values + (i * 2 * Octet<D>::kBytes + kFirst * kGroupBytes));
     };
     if constexpr (mixed) {
       float part[kColumns / 8][4] = {};
@@ -113,7 +113,7 @@ template <bool mixed, typename T, int D>
 __device__ inline void multiply_values(Strip<T, D>& strip, const uint32_t (&weight)[kKeys / 16][4],
                                        const char* values, const bool (&own)[2]) {
   if constexpr (!mixed) begin_products();
-  multiply_groups_of_values<mixed, 0>(strip, weight, Groups(values, 128, Octet<D>::kBytes), own);
+  multiply_groups_of_values<mixed, 0>(strip, weight, Groups(values, kGroupBytes, Octet<D>::kBytes), own);
   if constexpr (!mixed) end_products();
   if constexpr (Octet<D>::kTail != 0) {
     float part[4] = {};
@@ -264,9 +264,9 @@ __global__ void __launch_bounds__(kBlockWarps * 32, Memory<D>::kBlocks)
 
 bool attend_groups(void* out, const void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
                    float scale, DType dtype, Stream& stream) {
-  bool done = false;
   if (dtype == DType::fp32 || !has_tiled_linear(stream.device()) || !aligned(16, qkv, cache.data))
-    return done;
+    return false;
+  bool done = false;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (kHasMma<T>) {

@@ -27,6 +27,12 @@ struct Octet {
   }
 };
 
+/// Where a tile lies is a multiple of 128 bytes, as it is in the cache: so each line that a copy takes is one request to
+/// the L2 cache and not two, which would be more than it can take while the memory is busy.
+struct alignas(128) Line {
+  char bytes[128];
+};
+
 /// Calls f with the head dimension as a type, where it is one that these kernels are made for.
 template <typename F>
 void with_head_dim(int head_dim, F&& f) {

@@ -79,8 +79,9 @@ __device__ inline uint64_t matrix_descriptor(const char* first) {
   return kSwizzle128 | kEvery1024 | uint64_t{1} << 16 | (shared_address(first) & 0x3ffff) >> 4;
 }
 
-/// A matrix of 16-bit elements in shared memory, as products take it: groups of 8 x 8 elements of 128 bytes each, of which a
-/// row (of k, or where it is that of n, of n) has 16. The next group of n is `n_bytes` further on, that of k `k_bytes`.
+/// A matrix [n, k] of 16-bit elements in shared memory, as products take it without a swizzle: in groups of 8 x 8 elements,
+/// 128 bytes each, whose 8 rows are neighbours in k, or in n where a product says so. The next group of n is `n_bytes`
+/// further on, that of k `k_bytes`.
 class Groups {
  public:
   __device__ Groups(const char* first, int n_bytes, int k_bytes)
@@ -95,7 +96,7 @@ class Groups {
   __device__ uint64_t descriptor() const { return descriptor_; }
 
  private:
-  uint64_t descriptor_;  // PTX ISA, "Matrix Descriptor Format"; no swizzle
+  uint64_t descriptor_;  // PTX ISA, "Matrix Descriptor Format"
 };
 
 // wgmma with the operands that follow the sums, as text and as what they are.
@@ -160,14 +161,14 @@ __device__ inline void multiply_boxes(float (&c)[N / 2], const char* a, const ch
   multiply_matrices<T, N>(c, matrix_descriptor(a), matrix_descriptor(b));
 }
 
-/// Of a and b, rows are those of k.
+/// The groups' rows are neighbours in k.
 template <typename T, int N>
 __device__ inline void multiply_groups(float (&c)[N / 2], Groups a, Groups b) {
   multiply_matrices<T, N>(c, a.descriptor(), b.descriptor());
 }
 
-/// c += a * b: b [16, N], whose rows are those of n; a [64, 16] in registers, of each warp its 16 rows as mma_16x8x16 has
-/// them.
+/// c += a * b^T: a [64, 16] in registers, of each warp its 16 rows as mma_16x8x16 has them; the rows of b's groups are
+/// neighbours in n.
 template <typename T, int N>
 __device__ inline void multiply_groups(float (&c)[N / 2], const uint32_t (&a)[4], Groups b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
