@@ -49,37 +49,47 @@ inline void copy_box(void* to, const TileMap& map, int row, int column, Barrier*
 inline void prefetch_box(const TileMap&, int, int) {}
 inline void order_before_global_copies() {}
 
+using Elements = std::array<float, 16>;  // of k
+
 /// 16 elements of a box's row.
 template <typename T>
-std::array<float, 16> box_elements(const char* first, int row) {
+Elements box_elements(const char* first, int row) {
   const int begin = static_cast<int>(reinterpret_cast<uintptr_t>(first) % kBoxPitch);
   T elements[16];
   for (int half = 0; half < 2; ++half)
     memcpy(elements + half * 8, first - begin + swizzled(row, begin + half * 16), 16);
-  std::array<float, 16> values;
+  Elements values;
   for (int k = 0; k < 16; ++k) values[k] = to_float(elements[k]);
   return values;
 }
 
+/// A product whose thread adds its rows of a, g and g + 8, times its columns of b: of_a(row of the warpgroup) and
+/// of_b(column) read them when it happens.
+template <int N, typename A, typename B>
+void start_product(float (&c)[N / 2], A of_a, B of_b) {
+  static_assert(N == 8 || N == 16 || N == 32 || N == 64);
+  emulator::start_product(c, N / 2, [=](float* sums) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, row = threadIdx.x / 32 % 4 * 16 + g;
+    const Elements rows[2] = {of_a(row), of_a(row + 8)};
+    for (int column = 0; column < N / 4; ++column) {  // of those that the thread has
+      const int j = column / 2, i = column % 2;
+      const Elements elements = of_b(8 * j + 2 * t + i);
+      for (int half = 0; half < 2; ++half) {
+        for (int k = 0; k < 16; ++k) sums[4 * j + 2 * half + i] += rows[half][k] * elements[k];
+      }
+    }
+  });
+}
+
 template <typename T, int N>
 void multiply_boxes(float (&c)[N / 2], const char* a, const char* b) {
-  static_assert(sizeof(T) == 2 && (N == 8 || N == 16 || N == 32 || N == 64));
   for (const auto& [first, rows] : {std::pair{a, 64}, std::pair{b, N}}) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(first) % kBoxPitch;
     if (begin % 32 != 0) emulator::fail("a product of columns that are not 16 of a box's");
     emulator::check_shared(first - begin, rows * kBoxPitch, 1024);
   }
-  emulator::start_product(c, N / 2, [a, b](float* sums) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, row = threadIdx.x / 32 % 4 * 16 + g;
-    const std::array<float, 16> of_a[2] = {box_elements<T>(a, row), box_elements<T>(a, row + 8)};
-    for (int column = 0; column < N / 4; ++column) {  // of those that the thread has
-      const int j = column / 2, i = column % 2;
-      const auto of_b = box_elements<T>(b, 8 * j + 2 * t + i);
-      for (int half = 0; half < 2; ++half) {
-        for (int k = 0; k < 16; ++k) sums[4 * j + 2 * half + i] += of_a[half][k] * of_b[k];
-      }
-    }
-  });
+  start_product<N>(
+      c, [a](int row) { return box_elements<T>(a, row); }, [b](int row) { return box_elements<T>(b, row); });
 }
 
 struct Groups {
@@ -98,44 +108,31 @@ struct Groups {
     for (int i = 0; i < n / 8; ++i)
       for (int j = 0; j < 2; ++j) emulator::check_shared(first + i * n_bytes + j * k_bytes, 128, 16);
   }
-  /// Element [n, k]; `of_k`: rows are those of k.
+  /// Of n; the groups' rows are neighbours in k, or in n.
   template <typename T>
-  float at(int n, int k, bool of_k) const {
-    T element;
-    memcpy(
-        &element,
-        first + n / 8 * n_bytes + k / 8 * k_bytes + (of_k ? n % 8 * 16 + k % 8 * 2 : k % 8 * 16 + n % 8 * 2),
-        sizeof element);
-    return to_float(element);
+  Elements elements(int n, bool in_k) const {
+    Elements values;
+    for (int k = 0; k < 16; ++k) {
+      T element;
+      const char* group = first + n / 8 * n_bytes + k / 8 * k_bytes;
+      memcpy(&element, group + (in_k ? n % 8 * 16 + k % 8 * 2 : k % 8 * 16 + n % 8 * 2), sizeof element);
+      values[k] = to_float(element);
+    }
+    return values;
   }
 };
 
-/// The start of a product whose thread adds of_a(g or g + 8, k) * of_b(column, k).
-template <int N, typename A, typename B>
-void start_group_product(float (&c)[N / 2], A of_a, B of_b) {
-  emulator::start_product(c, N / 2, [=](float* sums) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    for (int e = 0; e < N / 2; ++e) {
-      const int row = g + e / 2 % 2 * 8, column = e / 4 * 8 + 2 * t + e % 2;
-      for (int k = 0; k < 16; ++k) sums[e] += of_a(row, k) * of_b(column, k);
-    }
-  });
-}
-
 template <typename T, int N>
 void multiply_groups(float (&c)[N / 2], Groups a, Groups b) {
-  static_assert(sizeof(T) == 2 && (N == 8 || N == 16 || N == 32 || N == 64));
   a.check(64);
   b.check(N);
-  const int first = static_cast<int>(threadIdx.x) / 32 % 4 * 16;
-  start_group_product<N>(
-      c, [=](int row, int k) { return a.at<T>(first + row, k, true); },
-      [=](int column, int k) { return b.at<T>(column, k, true); });
+  start_product<N>(
+      c, [a](int row) { return a.elements<T>(row, true); },
+      [b](int row) { return b.elements<T>(row, true); });
 }
 
 template <typename T, int N>
 void multiply_groups(float (&c)[N / 2], const uint32_t (&a)[4], Groups b) {
-  static_assert(sizeof(T) == 2 && (N == 8 || N == 16 || N == 32 || N == 64));
   b.check(N);
   emulator::Shown own{};
   for (int i = 0; i < 4; ++i) {
@@ -144,14 +141,13 @@ void multiply_groups(float (&c)[N / 2], const uint32_t (&a)[4], Groups b) {
     for (int j = 0; j < 2; ++j) own[2 * i + j] = to_float(pair[j]);
   }
   const auto& shown = emulator::show(own, "wgmma");
-  std::array<std::array<float, 16>, 2> rows;
+  std::array<Elements, 2> rows;
   for (int k = 0; k < 16; ++k) {
     const emulator::Shown& of_lane = shown[threadIdx.x % 32 / 4 * 4 + k % 8 / 2];
     for (int r = 0; r < 2; ++r) rows[r][k] = of_lane[(k / 8 * 2 + r) * 2 + k % 2];
   }
-  start_group_product<N>(
-      c, [=](int row, int k) { return rows[row / 8][k]; },
-      [=](int column, int k) { return b.at<T>(column, k, false); });
+  start_product<N>(
+      c, [rows](int row) { return rows[row % 16 / 8]; }, [b](int row) { return b.elements<T>(row, false); });
 }
 
 inline void begin_products() { emulator::begin_products(); }
