@@ -7,7 +7,6 @@
 #include "kv.cuh"
 #include "launch.cuh"
 #include "prefill_work.cuh"
-#include "tiled_linear.h"
 #include "tiles.cuh"
 
 namespace pipeinfer::kernels::cuda {
@@ -78,7 +77,8 @@ __device__ inline void multiply_keys(float (&score)[kKeys / 8][4], const char* q
 }
 
 /// sum += weights * values, of whole groups of columns from `kFirst` on. Where `mixed`, only rows that are `own` take part,
-/// for the sake of a NaN among another sequence's values; else the caller waits.
+/// for the sake of a NaN among another sequence's values: their sums come aside first, few at a time to save registers. Else
+/// the caller waits.
 template <bool mixed, int kFirst, typename T, int D>
 __device__ inline void multiply_groups_of_values(Strip<T, D>& strip, const uint32_t (&weight)[kKeys / 16][4],
                                                  Groups values, const bool (&own)[2]) {
@@ -264,8 +264,7 @@ __global__ void __launch_bounds__(kBlockWarps * 32, Memory<D>::kBlocks)
 
 bool attend_groups(void* out, const void* qkv, const KvLayer& cache, const TokenTable& tokens, int n_heads,
                    float scale, DType dtype, Stream& stream) {
-  if (dtype == DType::fp32 || !has_tiled_linear(stream.device()) || !aligned(16, qkv, cache.data))
-    return false;
+  if (dtype == DType::fp32 || !has_sm90a(stream.device()) || !aligned(16, qkv, cache.data)) return false;
   bool done = false;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);

@@ -267,12 +267,12 @@ __global__ void __launch_bounds__(kThreads) split_norm_kernel(const T* x, SplitN
   if (lane == 0) norm.squares[blockIdx.x * kNormParts + part] = square;
 }
 
-bool takes_tiles(int columns, Device device) { return columns % 4 == 0 && has_tiled_linear(device); }
+bool takes_tiles(int columns, Device device) { return columns % 4 == 0 && has_sm90a(device); }
 
 }  // namespace
 
 int fused_rows(int, DType, Device device) {
-  if (has_tiled_linear(device)) return kFusedRows;
+  if (has_sm90a(device)) return kFusedRows;
   return attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8 ? kFewRows : 0;
 }
 

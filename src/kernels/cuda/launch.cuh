@@ -48,6 +48,10 @@ int code_version(void (*kernel)(P...)) {
   return code_of(kernel).ptxVersion;
 }
 
+/// Whether code for sm_90a runs there: on GPUs of compute capability 9.0, where it is built in (tiled_linear.cu says so). Not
+/// where the environment has PIPEINFER_UNTILED, with which tests run what older GPUs run.
+bool has_sm90a(Device device);
+
 /// Lets a kernel have so much dynamic shared memory. A multiprocessor that holds kernels of a chain side by side cannot
 /// change its share of shared memory between them: so these ask for the most.
 template <typename... P>

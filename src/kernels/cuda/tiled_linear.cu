@@ -380,7 +380,7 @@ auto with_kernel(int n_rows, DType dtype, F&& f) {
 
 }  // namespace
 
-bool has_tiled_linear(Device device) {
+bool has_sm90a(Device device) {
   static const bool wanted = !std::getenv("PIPEINFER_UNTILED");
   if (!wanted || attribute(cudaDevAttrComputeCapabilityMajor, device) != 9) return false;
   static const bool built = [] {

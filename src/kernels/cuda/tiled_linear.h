@@ -1,13 +1,10 @@
-// Fused products by tiles, where fused_linear.cu leaves the memory idle: see tiled_linear.cu.
+// Fused products by tiles, where has_sm90a(): see tiled_linear.cu.
 #pragma once
 
 #include "pipeinfer/kernels/kernels.h"
 
 namespace pipeinfer::kernels::cuda {
 
-/// Whether they run there: on GPUs of compute capability 9.0, where code for sm_90a is built in. Not where the environment
-/// has PIPEINFER_UNTILED, with which tests run what older GPUs run.
-bool has_tiled_linear(Device device);
 /// The parts of a norm of n columns that they write.
 int tiled_norm_parts(int n, int n_rows, DType dtype, Device device);
 /// split_norm with these parts, to the last bit what they write: so a stage that begins with a layer computes the same as
