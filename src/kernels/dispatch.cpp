@@ -23,14 +23,9 @@ void embed(void* out, const void* table, const int32_t* token, const int32_t* sl
   if (n_tokens > 0) ops(stream).embed(out, table, token, slot, last_token, n_tokens, hidden, dtype, stream);
 }
 
-void rms_norm(void* out, void* x, const void* delta, const void* weight, const int32_t* row, int n_rows,
-              int hidden, float eps, DType dtype, Stream& stream) {
-  PI_CHECK(!(delta && row), "rms_norm adds delta to all rows or picks rows, not both");
-  if (n_rows > 0) ops(stream).rms_norm(out, x, delta, weight, row, n_rows, hidden, eps, dtype, stream);
-}
-
-void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream) {
-  if (n > 0) ops(stream).add(x, delta, n, dtype, stream);
+void rms_norm(void* out, const void* x, const void* weight, const int32_t* row, int n_rows, int hidden,
+              float eps, DType dtype, Stream& stream) {
+  if (n_rows > 0) ops(stream).rms_norm(out, x, weight, row, n_rows, hidden, eps, dtype, stream);
 }
 
 void prepare_attention(float* angle, void* workspace, const KvLayer& cache, const TokenTable& tokens,
@@ -73,12 +68,10 @@ void silu_mul(void* out, const void* gate_up, int n_tokens, int intermediate, DT
 }
 
 void linear_cuda(void* out, const void* x, const void* weight, const void* bias, int n_rows, int n_out,
-                 int n_in, DType dtype, DType out_dtype, Stream& stream) {
+                 int n_in, DType dtype, Epilogue epilogue, Stream& stream) {
   PI_CHECK(stream.device().is_cuda(), "linear_cuda needs a CUDA stream");
-  PI_CHECK(out_dtype == dtype || out_dtype == DType::fp32, "a product of ", dtype_name(dtype), " as ",
-           dtype_name(out_dtype));
-  if (n_rows > 0)
-    ops(stream).linear_cuda(out, x, weight, bias, n_rows, n_out, n_in, dtype, out_dtype, stream);
+  PI_CHECK(epilogue != Epilogue::silu_mul, "linear_cuda has no activation");
+  if (n_rows > 0) ops(stream).linear_cuda(out, x, weight, bias, n_rows, n_out, n_in, dtype, epilogue, stream);
 }
 
 int fused_rows(int n_in, DType dtype, Device device) {

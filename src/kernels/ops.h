@@ -8,7 +8,6 @@ namespace pipeinfer::kernels {
 struct Ops {
   decltype(&kernels::embed) embed;
   decltype(&kernels::rms_norm) rms_norm;
-  decltype(&kernels::add) add;
   decltype(&kernels::prepare_attention) prepare_attention;
   decltype(&kernels::rope_and_cache) rope_and_cache;
   decltype(&kernels::paged_attention) paged_attention;
@@ -37,7 +36,6 @@ const Ops& cuda_ops();
 namespace cpu {
 decltype(kernels::embed) embed;
 decltype(kernels::rms_norm) rms_norm;
-decltype(kernels::add) add;
 decltype(kernels::prepare_attention) prepare_attention;
 decltype(kernels::rope_and_cache) rope_and_cache;
 decltype(kernels::paged_attention) paged_attention;
@@ -56,7 +54,6 @@ decltype(kernels::top_logits) top_logits;
 namespace cuda {
 decltype(kernels::embed) embed;
 decltype(kernels::rms_norm) rms_norm;
-decltype(kernels::add) add;
 decltype(kernels::prepare_attention) prepare_attention;
 decltype(kernels::rope_and_cache) rope_and_cache;
 decltype(kernels::paged_attention) paged_attention;

@@ -29,12 +29,16 @@ at::Tensor view(const void* data, at::IntArrayRef shape, DType dtype) {
 }  // namespace
 
 void linear_cpu(void* out, const void* x, const void* weight, const void* bias, int n_rows, int n_out,
-                int n_in, DType dtype, DType out_dtype) {
+                int n_in, DType dtype, kernels::Epilogue epilogue) {
   const c10::InferenceMode no_grad;
   const at::Tensor x_view = view(x, {n_rows, n_in}, dtype);
   const at::Tensor weight_t = view(weight, {n_out, n_in}, dtype).t();
-  at::Tensor out_view = view(out, {n_rows, n_out}, out_dtype);
-  if (out_dtype != dtype) {
+  const bool to_fp32 = epilogue == kernels::Epilogue::store_fp32;
+  at::Tensor out_view = view(out, {n_rows, n_out}, to_fp32 ? DType::fp32 : dtype);
+  if (epilogue == kernels::Epilogue::add) {
+    if (bias) out_view.add_(view(bias, {n_out}, dtype));
+    at::addmm_out(out_view, out_view, x_view, weight_t);
+  } else if (to_fp32 && dtype != DType::fp32) {
     out_view.copy_(bias ? at::addmm(view(bias, {n_out}, dtype), x_view, weight_t) : at::mm(x_view, weight_t));
   } else if (bias) {
     at::addmm_out(out_view, view(bias, {n_out}, dtype), x_view, weight_t);

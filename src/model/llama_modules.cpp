@@ -48,14 +48,15 @@ Linear::Linear(ParameterMaker& maker, const std::vector<Part>& parts, int64_t n_
 
 Linear::Linear(const at::Tensor& weight) : weight_(register_parameter("weight", weight, false)) {}
 
-void Linear::forward(void* out, const void* x, int n_rows, DType dtype, DType out_dtype,
-                     Stream& stream) const {
+void Linear::forward(void* out, const void* x, int n_rows, kernels::Epilogue epilogue,
+                     const Pass& pass) const {
   const void* bias = bias_.defined() ? bias_.data_ptr() : nullptr;
   const int n_out = weight_.size(0), n_in = weight_.size(1);
-  if (stream.device().is_cuda())
-    kernels::linear_cuda(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, dtype, out_dtype, stream);
+  if (pass.stream.device().is_cuda())
+    kernels::linear_cuda(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, pass.dtype, epilogue,
+                         pass.stream);
   else
-    linear_cpu(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, dtype, out_dtype);
+    linear_cpu(out, x, weight_.data_ptr(), bias, n_rows, n_out, n_in, pass.dtype, epilogue);
 }
 
 kernels::FusedLinear Linear::fused(const void* x, int n_rows) const {
@@ -82,9 +83,9 @@ RmsNorm::RmsNorm(ParameterMaker& maker, const std::string& name, int64_t hidden,
   maker.map(weight_, 0, hidden, name + ".weight");
 }
 
-void RmsNorm::forward(void* out, void* x, const void* delta, const int32_t* row, int n_rows, DType dtype,
-                      Stream& stream) const {
-  kernels::rms_norm(out, x, delta, weight_.data_ptr(), row, n_rows, weight_.size(0), eps_, dtype, stream);
+void RmsNorm::forward(const Pass& pass, const int32_t* row, int n_rows) const {
+  kernels::rms_norm(pass.space.normed, pass.x, weight_.data_ptr(), row, n_rows, weight_.size(0), eps_,
+                    pass.dtype, pass.stream);
 }
 
 kernels::SplitNorm RmsNorm::split(const Pass& pass) const {
@@ -111,9 +112,9 @@ Attention::Attention(ParameterMaker& maker, const std::string& name, const Model
 void Attention::forward(const Pass& pass, const kernels::KvLayer& cache) const {
   const Workspace& space = pass.space;
   const int n = pass.tokens.n_tokens;
-  qkv_proj_->forward(space.qkv, space.normed, n, pass.dtype, pass.dtype, pass.stream);
+  qkv_proj_->forward(space.qkv, space.normed, n, kernels::Epilogue::store, pass);
   attend(pass, cache);
-  o_proj_->forward(space.delta, space.attended, n, pass.dtype, pass.dtype, pass.stream);
+  o_proj_->forward(pass.x, space.attended, n, kernels::Epilogue::add, pass);
 }
 
 void Attention::forward_fused(const Pass& pass, const kernels::SplitNorm& norm,
@@ -165,9 +166,9 @@ Mlp::Mlp(ParameterMaker& maker, const std::string& name, const ModelConfig& conf
 void Mlp::forward(const Pass& pass) const {
   const Workspace& space = pass.space;
   const int n = pass.tokens.n_tokens;
-  gate_up_proj_->forward(space.gate_up, space.normed, n, pass.dtype, pass.dtype, pass.stream);
+  gate_up_proj_->forward(space.gate_up, space.normed, n, kernels::Epilogue::store, pass);
   kernels::silu_mul(space.mlp, space.gate_up, n, intermediate_, pass.dtype, pass.stream);
-  down_proj_->forward(space.delta, space.mlp, n, pass.dtype, pass.dtype, pass.stream);
+  down_proj_->forward(pass.x, space.mlp, n, kernels::Epilogue::add, pass);
 }
 
 void Mlp::forward_fused(const Pass& pass, const kernels::SplitNorm& norm,
@@ -197,12 +198,10 @@ DecoderLayer::DecoderLayer(ParameterMaker& maker, const std::string& name, const
   mlp_ = register_module("mlp", std::make_shared<Mlp>(maker, name + ".mlp", config));
 }
 
-void DecoderLayer::forward(const Pass& pass, const void* delta, const kernels::KvLayer& cache) const {
-  const Workspace& space = pass.space;
-  const int n = pass.tokens.n_tokens;
-  input_layernorm_->forward(space.normed, pass.x, delta, nullptr, n, pass.dtype, pass.stream);
+void DecoderLayer::forward(const Pass& pass, const kernels::KvLayer& cache) const {
+  input_layernorm_->forward(pass, nullptr, pass.tokens.n_tokens);
   self_attn_->forward(pass, cache);
-  post_attention_layernorm_->forward(space.normed, pass.x, space.delta, nullptr, n, pass.dtype, pass.stream);
+  post_attention_layernorm_->forward(pass, nullptr, pass.tokens.n_tokens);
   mlp_->forward(pass);
 }
 
@@ -247,12 +246,7 @@ void LlamaModel::forward(const Pass& pass, const KvCache& cache) const {
     }
     return;
   }
-  const void* delta = nullptr;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    layers_[i]->forward(pass, delta, cache.layer(i));
-    delta = pass.space.delta;
-  }
-  kernels::add(pass.x, delta, int64_t{pass.tokens.n_tokens} * hidden_, pass.dtype, pass.stream);
+  for (size_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(pass, cache.layer(i));
 }
 
 void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n_rows) const {
@@ -264,8 +258,8 @@ void LlamaModel::head(float* logits, const Pass& pass, const int32_t* row, int n
     head.norm = norm_->split(pass);
     return kernels::fused_linear(head, pass.dtype, pass.stream);
   }
-  norm_->forward(pass.space.normed, pass.x, nullptr, row, n_rows, pass.dtype, pass.stream);
-  lm_head_->forward(logits, pass.space.normed, n_rows, pass.dtype, DType::fp32, pass.stream);
+  norm_->forward(pass, row, n_rows);
+  lm_head_->forward(logits, pass.space.normed, n_rows, kernels::Epilogue::store_fp32, pass);
 }
 
 int fused_tokens(const ModelConfig& config, const StageOptions& options, Device device) {

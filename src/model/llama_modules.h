@@ -47,8 +47,8 @@ class Linear : public torch::nn::Module {
   /// The product as a fused kernel's; out is left to the caller, and so is what happens around it.
   kernels::FusedLinear fused(const void* x, int n_rows) const;
 
-  /// x [n_rows, n_in] -> out [n_rows, n_out] of out_dtype, which is dtype or fp32.
-  void forward(void* out, const void* x, int n_rows, DType dtype, DType out_dtype, Stream& stream) const;
+  /// x [n_rows, n_in] -> out [n_rows, n_out]; `epilogue` is any but silu_mul.
+  void forward(void* out, const void* x, int n_rows, kernels::Epilogue epilogue, const Pass& pass) const;
 
  private:
   WeightFormat format_ = WeightFormat::dense;
@@ -78,9 +78,8 @@ class RmsNorm : public torch::nn::Module {
   /// The norm as it goes between fused products, of which at most one is under way at a time.
   kernels::SplitNorm split(const Pass& pass) const;
 
-  /// out = norm(x += delta); see kernels::rms_norm.
-  void forward(void* out, void* x, const void* delta, const int32_t* row, int n_rows, DType dtype,
-               Stream& stream) const;
+  /// pass.x, or the rows of it that `row` [n_rows] picks, -> space.normed; see kernels::rms_norm.
+  void forward(const Pass& pass, const int32_t* row, int n_rows) const;
 
  private:
   float eps_;
@@ -90,7 +89,7 @@ class RmsNorm : public torch::nn::Module {
 class Attention : public torch::nn::Module {
  public:
   Attention(ParameterMaker& maker, const std::string& name, const ModelConfig& config);
-  /// space.normed -> space.delta
+  /// pass.x += attention(space.normed)
   void forward(const Pass& pass, const kernels::KvLayer& cache) const;
   /// pass.x += attention(norm(pass.x))
   void forward_fused(const Pass& pass, const kernels::SplitNorm& norm, const kernels::SplitNorm& next,
@@ -110,7 +109,7 @@ class Attention : public torch::nn::Module {
 class Mlp : public torch::nn::Module {
  public:
   Mlp(ParameterMaker& maker, const std::string& name, const ModelConfig& config);
-  /// space.normed -> space.delta
+  /// pass.x += mlp(space.normed)
   void forward(const Pass& pass) const;
   /// pass.x += mlp(norm(pass.x))
   void forward_fused(const Pass& pass, const kernels::SplitNorm& norm, const kernels::SplitNorm& next) const;
@@ -124,10 +123,9 @@ class Mlp : public torch::nn::Module {
 class DecoderLayer : public torch::nn::Module {
  public:
   DecoderLayer(ParameterMaker& maker, const std::string& name, const ModelConfig& config);
-  /// Adds `delta` (of the layer before; null for the first) to pass.x, and leaves its own last addend in space.delta.
-  void forward(const Pass& pass, const void* delta, const kernels::KvLayer& cache) const;
-  /// The same with the additions done: there is no delta, neither before nor after.
-  /// `next` is the norm of what comes after it, null for none.
+  /// pass.x -> pass.x
+  void forward(const Pass& pass, const kernels::KvLayer& cache) const;
+  /// The same in fused kernels; `next` is the norm of what comes after it, null for none.
   void forward_fused(const Pass& pass, const RmsNorm* next, const kernels::KvLayer& cache) const;
   const RmsNorm& input_layernorm() const { return *input_layernorm_; }
 

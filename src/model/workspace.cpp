@@ -19,7 +19,6 @@ Workspace make_workspace(const ModelConfig& config, const StageOptions& options,
   space.attended = arena.take(row * config.q_size());
   space.gate_up = arena.take(row * 2 * config.intermediate_size);
   space.mlp = arena.take(row * config.intermediate_size);
-  space.delta = arena.take(row * config.hidden_size);
   space.inv_freq = arena.take<float>(sizeof(float) * config.head_dim / 2);
   space.angle = arena.take<float>(sizeof(float) * config.head_dim * options.max_tokens);
 

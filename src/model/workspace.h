@@ -18,7 +18,6 @@ struct Workspace {
   void* attended = nullptr;  // [T, q]
   void* gate_up = nullptr;   // [T, 2 intermediate]
   void* mlp = nullptr;       // [T, intermediate]
-  void* delta = nullptr;     // [T, hidden]: what attention or MLP adds to x
   float* logits = nullptr;   // [kHeadRows, vocab]; last stage only
 
   // Per slot, and for the null slot behind them, which padded rows use: its blocks are the null block.

@@ -34,19 +34,19 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t a_op, cubla
                             int n, int k, const float* alpha, const void* a, cudaDataType_t a_type, int lda,
                             const void* b, cudaDataType_t b_type, int ldb, const float* beta, void* c,
                             cudaDataType_t c_type, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
-  if (a_op != CUBLAS_OP_T || b_op != CUBLAS_OP_N || *alpha != 1 || *beta != 0 || lda < k || ldb < k ||
-      ldc < m)
+  if (a_op != CUBLAS_OP_T || b_op != CUBLAS_OP_N || *alpha != 1 || lda < k || ldb < k || ldc < m)
     emulator::fail("cublasGemmEx is not asked for a^T * b");
-  emulator::enqueue(handle->stream, [=] {
+  emulator::enqueue(handle->stream, [=, kept = *beta] {
     const std::vector<float> rows = floats(a, a_type, m, k, lda), columns = floats(b, b_type, n, k, ldb);
     with_type(c_type, [&](auto element) {
       auto* to = static_cast<decltype(element)*>(c);
       for (int j = 0; j < n; ++j) {
         for (int i = 0; i < m; ++i) {
           const float *x = &rows[size_t(i) * k], *y = &columns[size_t(j) * k];
-          float sum = 0;
+          auto& out = to[size_t(j) * ldc + i];
+          float sum = kept == 0 ? 0 : kept * to_float(out);  // 0: out may be uninitialised
           for (int l = 0; l < k; ++l) sum += x[l] * y[l];
-          to[size_t(j) * ldc + i] = from_float<decltype(element)>(sum);
+          out = from_float<decltype(element)>(sum);
         }
       }
     });

@@ -14,7 +14,8 @@ TEST_F(Linear, EqualsTheProductInDouble) {
     int rows, out, in;
   } sizes[] = {{1, 8, 8}, {1, 600, 200}, {3, 101, 100}, {64, 544, 200}, {17, 1000, 3200}};
   for (DType dtype : kDTypes) {
-    for (DType out_dtype : {dtype, DType::fp32}) {
+    for (Epilogue epilogue : {Epilogue::store, Epilogue::store_fp32, Epilogue::add}) {
+      const DType out_dtype = epilogue == Epilogue::store_fp32 ? DType::fp32 : dtype;
       for (bool with_bias : {false, true}) {
         for (const auto& size : sizes) {
           if (is_emulated() && size.out * size.in > 1000000) continue;
@@ -22,20 +23,24 @@ TEST_F(Linear, EqualsTheProductInDouble) {
                        weight = random(dtype, size_t(size.out) * size.in);
           const Tensor bias = random(dtype, size.out, 10);
           Tensor out(out_dtype, size_t(size.rows) * size.out, stream_);
+          if (epilogue == Epilogue::add) out.write(normal(size_t(size.rows) * size.out), stream_);
+          const std::vector<float> before = out.read(stream_);
           linear_cuda(out.data(), x.data(), weight.data(), with_bias ? bias.data() : nullptr, size.rows,
-                      size.out, size.in, dtype, out_dtype, stream_);
+                      size.out, size.in, dtype, epilogue, stream_);
           const std::vector<float> a = x.read(stream_), b = weight.read(stream_), c = bias.read(stream_);
           std::vector<double> expected;
           for (int i = 0; i < size.rows; ++i) {
             for (int j = 0; j < size.out; ++j) {
               const auto row = a.begin() + size_t(i) * size.in;
-              expected.push_back(std::inner_product(row, row + size.in, b.begin() + size_t(j) * size.in,
-                                                    with_bias ? double{c[j]} : 0.0));
+              const double start =
+                  (with_bias ? c[j] : 0.0) + (epilogue == Epilogue::add ? before[expected.size()] : 0.0);
+              expected.push_back(
+                  std::inner_product(row, row + size.in, b.begin() + size_t(j) * size.in, start));
             }
           }
           // Rounded to 16 bits before the bias is added, and after; fp32 would show TF32's 10 bits.
           expect_near(out.read(stream_), expected, 2 * tolerance(out_dtype),
-                      cat(dtype_name(dtype), " to ", dtype_name(out_dtype), ", ", size.rows, " x ", size.out,
+                      cat(dtype_name(dtype), ", epilogue ", int(epilogue), ", ", size.rows, " x ", size.out,
                           " x ", size.in),
                       std::sqrt(double(size.in)));
         }
@@ -50,7 +55,8 @@ TEST_F(Linear, TwoStreamsOfOneThreadDoNotDisturbEachOther) {
   const Tensor x = random(DType::fp16, n * n), a = random(DType::fp16, n * n), b = random(DType::fp16, n * n);
   Tensor out_a(DType::fp32, n * n, stream_), out_b(DType::fp32, n * n, stream_);
   const auto product = [&](const Tensor& out, const Tensor& weight, Stream& stream) {
-    linear_cuda(out.data(), x.data(), weight.data(), nullptr, n, n, n, DType::fp16, DType::fp32, stream);
+    linear_cuda(out.data(), x.data(), weight.data(), nullptr, n, n, n, DType::fp16, Epilogue::store_fp32,
+                stream);
   };
   product(out_a, a, stream_);
   product(out_b, b, stream_);
@@ -64,9 +70,10 @@ TEST_F(Linear, TwoStreamsOfOneThreadDoNotDisturbEachOther) {
   EXPECT_EQ(out_b.read(stream_), alone_b);
 }
 
-TEST_F(Linear, RefusesAnotherOutputType) {
-  EXPECT_THROW(linear_cuda(nullptr, nullptr, nullptr, nullptr, 1, 1, 1, DType::fp32, DType::fp16, stream_),
-               Error);
+TEST_F(Linear, RefusesAnActivation) {
+  EXPECT_THROW(
+      linear_cuda(nullptr, nullptr, nullptr, nullptr, 1, 2, 1, DType::fp16, Epilogue::silu_mul, stream_),
+      Error);
 }
 
 class FusedLinearTest : public KernelTest {

@@ -22,17 +22,13 @@ void embed(void* out,                  // [n_tokens, hidden]
            const int32_t* last_token,  // [slots]
            int n_tokens, int hidden, DType dtype, Stream& stream);
 
-/// out = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467). With `delta`, first x += delta
-/// (the residual, rounded to dtype and kept in x). `row` picks the rows (out[i] from x[row[i]]); null: all in order.
+/// out = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467). `row` picks the rows (out[i] from
+/// x[row[i]]); null: all in order.
 void rms_norm(void* out,           // [n_rows, hidden]
-              void* x,             // [., hidden]
-              const void* delta,   // like x, or null
+              const void* x,       // [., hidden]
               const void* weight,  // [hidden]
-              const int32_t* row,  // [n_rows] or null; not with delta
+              const int32_t* row,  // [n_rows] or null
               int n_rows, int hidden, float eps, DType dtype, Stream& stream);
-
-/// x += delta, n elements.
-void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream);
 
 /// Rotary embedding (Su et al. 2021, arXiv:2104.09864), halves layout of LlamaForCausalLM: pairs (i, i + head_dim/2).
 /// The angle of pair i at position p is p * inv_freq[i]; with dynamic NTK scaling inv_freq depends on the length.
@@ -110,13 +106,6 @@ void silu_mul(void* out,            // [n_tokens, intermediate]
               const void* gate_up,  // [n_tokens, 2 * intermediate]: gate, then up
               int n_tokens, int intermediate, DType dtype, Stream& stream);
 
-/// out = x * weight^T + bias; `out_dtype` is dtype or fp32. CUDA only (cuBLAS): on the CPU `model` calls ATen.
-void linear_cuda(void* out,           // [n_rows, n_out]
-                 const void* x,       // [n_rows, n_in]
-                 const void* weight,  // [n_out, n_in]
-                 const void* bias,    // [n_out] or null
-                 int n_rows, int n_out, int n_in, DType dtype, DType out_dtype, Stream& stream);
-
 /// What becomes of a product's sums, [n_rows, n_out] in fp32.
 enum class Epilogue : uint8_t {
   store,       // out [n_rows, n_out] = sum, in dtype
@@ -124,6 +113,14 @@ enum class Epilogue : uint8_t {
   add,         // out [n_rows, n_out] += sum, rounded once
   silu_mul,    // out [n_rows, n_out / 2] = silu(sum of row i of weight) * sum of row n_out / 2 + i
 };
+
+/// sum = x * weight^T; a bias is added to what `epilogue`, any but silu_mul, made of it, and rounded again. CUDA only
+/// (cuBLAS): on the CPU `model` calls ATen.
+void linear_cuda(void* out,           // see Epilogue
+                 const void* x,       // [n_rows, n_in]
+                 const void* weight,  // [n_out, n_in]
+                 const void* bias,    // [n_out] or null
+                 int n_rows, int n_out, int n_in, DType dtype, Epilogue epilogue, Stream& stream);
 
 inline constexpr int kFusedRows = 64;   ///< most rows of a fused product anywhere, see fused_rows
 inline constexpr int kNormParts = 320;  ///< most parts of a split norm

@@ -1,4 +1,4 @@
-// Embedding, norm, residual and activation.
+// Embedding, norm and activation.
 #include <cmath>
 #include <cstring>
 
@@ -9,10 +9,7 @@ namespace pipeinfer::kernels::cpu {
 namespace {
 
 template <typename T>
-void rms_norm_row(T* out, T* x, const T* delta, const T* weight, int hidden, float eps) {
-  if (delta) {
-    for (int i = 0; i < hidden; ++i) x[i] = from_float<T>(to_float(x[i]) + to_float(delta[i]));
-  }
+void rms_norm_row(T* out, const T* x, const T* weight, int hidden, float eps) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int i = 0; i < hidden; ++i) sum += to_float(x[i]) * to_float(x[i]);
@@ -32,29 +29,19 @@ void embed(void* out, const void* table, const int32_t* token, const int32_t* sl
   }
 }
 
-void rms_norm(void* out, void* x, const void* delta, const void* weight, const int32_t* row, int n_rows,
-              int hidden, float eps, DType dtype, Stream&) {
+void rms_norm(void* out, const void* x, const void* weight, const int32_t* row, int n_rows, int hidden,
+              float eps, DType dtype, Stream&) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t i = 0; i < n_rows; ++i) {
       const int64_t from = row ? row[i] : i;
-      rms_norm_row(static_cast<T*>(out) + i * hidden, static_cast<T*>(x) + from * hidden,
-                   delta ? static_cast<const T*>(delta) + from * hidden : nullptr,
+      rms_norm_row(static_cast<T*>(out) + i * hidden, static_cast<const T*>(x) + from * hidden,
                    static_cast<const T*>(weight), hidden, eps);
     }
   });
 }
 
 void upload_tables(void* to, const void* from, size_t bytes, Stream&) { std::memcpy(to, from, bytes); }
-
-void add(void* x, const void* delta, int64_t n, DType dtype, Stream&) {
-  with_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    T* to = static_cast<T*>(x);
-    const T* from = static_cast<const T*>(delta);
-    for (int64_t i = 0; i < n; ++i) to[i] = from_float<T>(to_float(to[i]) + to_float(from[i]));
-  });
-}
 
 void silu_mul(void* out, const void* gate_up, int n_tokens, int intermediate, DType dtype, Stream&) {
   with_type(dtype, [&](auto type) {

@@ -6,7 +6,6 @@ const Ops& cpu_ops() {
   static constexpr Ops ops{
       .embed = cpu::embed,
       .rms_norm = cpu::rms_norm,
-      .add = cpu::add,
       .prepare_attention = cpu::prepare_attention,
       .rope_and_cache = cpu::rope_and_cache,
       .paged_attention = cpu::paged_attention,

@@ -1,4 +1,4 @@
-// Embedding, norm, residual and activation: 16 bytes a thread and instruction where sizes and addresses allow. Norm and
+// Embedding, norm and activation: 16 bytes a thread and instruction where sizes and addresses allow. Norm and
 // activation stand between products and are short where rows are few: dependent launches (launch.cuh). cuBLAS's kernels
 // never let the next one start early; a dependent kernel then starts as their blocks end, which saves the launch.
 #include "../ops.h"
@@ -39,8 +39,8 @@ constexpr int kOfThread =
     16;  // elements of a row that a thread keeps in registers: all are read at once, and once
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(T* out, T* x, const T* delta, const T* weight,
-                                                               const int32_t* row, int hidden, float eps) {
+__global__ void __launch_bounds__(kMaxThreads)
+    rms_norm_kernel(T* out, const T* x, const T* weight, const int32_t* row, int hidden, float eps) {
   using W = typename Word<N * sizeof(T)>::type;
   __shared__ float scratch[32];
   const auto each = [&](auto&& f) {
@@ -51,25 +51,14 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(T* out, T* x, con
     }
   };
   const auto elements = [](W& word) { return reinterpret_cast<T*>(&word); };
-  W words[kOfThread / N], added[kOfThread / N], factors[kOfThread / N];
+  W words[kOfThread / N], factors[kOfThread / N];
   float values[N], others[N];
   each([&](int p, int i) { factors[p] = *reinterpret_cast<const W*>(weight + i); });
   wait_for_previous();
   const int64_t from = (row ? row[blockIdx.x] : blockIdx.x) * int64_t{hidden};
-  each([&](int p, int i) {
-    words[p] = *reinterpret_cast<const W*>(x + from + i);
-    if (delta) added[p] = *reinterpret_cast<const W*>(delta + from + i);
-  });
+  each([&](int p, int i) { words[p] = *reinterpret_cast<const W*>(x + from + i); });
   float squares = 0;
-  each([&](int p, int i) {
-    if (delta) {
-      load(values, elements(words[p]));
-      load(others, elements(added[p]));
-#pragma unroll
-      for (int j = 0; j < N; ++j) values[j] += others[j];
-      store(elements(words[p]), values);
-      *reinterpret_cast<W*>(x + from + i) = words[p];
-    }
+  each([&](int p, int) {
     load(values, elements(words[p]));
 #pragma unroll
     for (int j = 0; j < N; ++j) squares += values[j] * values[j];
@@ -82,18 +71,6 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(T* out, T* x, con
     for (int j = 0; j < N; ++j) values[j] *= scale * others[j];
     store(out + int64_t{blockIdx.x} * hidden + i, values);
   });
-}
-
-template <typename T, int N>
-__global__ void add_kernel(T* x, const T* delta, int64_t n) {
-  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N;
-  if (i >= n) return;
-  float values[N], added[N];
-  load(values, x + i);
-  load(added, delta + i);
-#pragma unroll
-  for (int j = 0; j < N; ++j) values[j] += added[j];
-  store(x + i, values);
 }
 
 template <typename T, int N>
@@ -146,28 +123,17 @@ void embed(void* out, const void* table, const int32_t* token, const int32_t* sl
   check_launch("embed");
 }
 
-void rms_norm(void* out, void* x, const void* delta, const void* weight, const int32_t* row, int n_rows,
-              int hidden, float eps, DType dtype, Stream& stream) {
-  const bool wide = divides(hidden, dtype) && aligned(16, out, x, delta, weight);
+void rms_norm(void* out, const void* x, const void* weight, const int32_t* row, int n_rows, int hidden,
+              float eps, DType dtype, Stream& stream) {
+  const bool wide = divides(hidden, dtype) && aligned(16, out, x, weight);
   with_vector(dtype, wide, [&](auto type, auto width) {
     using T = decltype(type);
     const int threads = whole_warps((hidden + kOfThread - 1) / kOfThread);
     if (threads > kMaxThreads)
       usage_error(cat("hidden_size is ", hidden, ": on GPUs at most ", kMaxThreads * kOfThread));
     launch_dependent(rms_norm_kernel<T, width()>, n_rows, threads, 0, stream, static_cast<T*>(out),
-                     static_cast<T*>(x), static_cast<const T*>(delta), static_cast<const T*>(weight), row,
-                     hidden, eps);
+                     static_cast<const T*>(x), static_cast<const T*>(weight), row, hidden, eps);
   });
-}
-
-void add(void* x, const void* delta, int64_t n, DType dtype, Stream& stream) {
-  const bool wide = divides(n, dtype) && aligned(16, x, delta);
-  with_vector(dtype, wide, [&](auto type, auto width) {
-    using T = decltype(type);
-    add_kernel<T, width()><<<blocks_for(n / width()), kThreads, 0, native(stream)>>>(
-        static_cast<T*>(x), static_cast<const T*>(delta), n);
-  });
-  check_launch("add");
 }
 
 void silu_mul(void* out, const void* gate_up, int n_tokens, int intermediate, DType dtype, Stream& stream) {

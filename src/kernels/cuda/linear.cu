@@ -72,11 +72,12 @@ __global__ void add_bias_kernel(Out* out, const T* bias, int n_out, int64_t n) {
 }  // namespace
 
 void linear_cuda(void* out, const void* x, const void* weight, const void* bias, int n_rows, int n_out,
-                 int n_in, DType dtype, DType out_dtype, Stream& stream) {
+                 int n_in, DType dtype, Epilogue epilogue, Stream& stream) {
+  const DType out_dtype = epilogue == Epilogue::store_fp32 ? DType::fp32 : dtype;
   // cuBLAS is column-major: out^T [n_out, n_rows] = weight x^T, where the memory of weight reads as weight^T.
-  const float one = 1, zero = 0;
+  const float one = 1, kept = epilogue == Epilogue::add ? 1 : 0;
   check_cublas(cublasGemmEx(handle_of(stream), CUBLAS_OP_T, CUBLAS_OP_N, n_out, n_rows, n_in, &one, weight,
-                            data_type(dtype), n_in, x, data_type(dtype), n_in, &zero, out,
+                            data_type(dtype), n_in, x, data_type(dtype), n_in, &kept, out,
                             data_type(out_dtype), n_out, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                "a matrix product");
   if (!bias) return;

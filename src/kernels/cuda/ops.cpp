@@ -6,7 +6,6 @@ const Ops& cuda_ops() {
   static constexpr Ops ops{
       .embed = cuda::embed,
       .rms_norm = cuda::rms_norm,
-      .add = cuda::add,
       .prepare_attention = cuda::prepare_attention,
       .rope_and_cache = cuda::rope_and_cache,
       .paged_attention = cuda::paged_attention,
