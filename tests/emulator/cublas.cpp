@@ -1,4 +1,4 @@
-#include <cublas_v2.h>
+#include <cublasLt.h>
 
 #include <cstring>
 #include <vector>
@@ -30,23 +30,30 @@ std::vector<float> floats(const void* data, cudaDataType_t type, int n, int k, i
 
 }  // namespace
 
-cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t a_op, cublasOperation_t b_op, int m,
-                            int n, int k, const float* alpha, const void* a, cudaDataType_t a_type, int lda,
-                            const void* b, cudaDataType_t b_type, int ldb, const float* beta, void* c,
-                            cudaDataType_t c_type, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
-  if (a_op != CUBLAS_OP_T || b_op != CUBLAS_OP_N || *alpha != 1 || lda < k || ldb < k || ldc < m)
-    emulator::fail("cublasGemmEx is not asked for a^T * b");
-  emulator::enqueue(handle->stream, [=, kept = *beta] {
-    const std::vector<float> rows = floats(a, a_type, m, k, lda), columns = floats(b, b_type, n, k, ldb);
-    with_type(c_type, [&](auto element) {
-      auto* to = static_cast<decltype(element)*>(c);
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDescOpaque_t* product, const float* alpha,
+                              const void* a, cublasLtMatrixLayoutOpaque_t* a_layout, const void* b,
+                              cublasLtMatrixLayoutOpaque_t* b_layout, const float* beta, const void* c,
+                              cublasLtMatrixLayoutOpaque_t* c_layout, void* d,
+                              cublasLtMatrixLayoutOpaque_t* d_layout, const cublasLtMatmulAlgo_t*, void*,
+                              size_t, cudaStream_t stream) {
+  const cublasLtMatrixLayoutOpaque_t a_is = *a_layout, b_is = *b_layout, d_is = *d_layout;
+  const int m = int(d_is.rows), n = int(d_is.columns), k = int(a_is.rows);
+  if (!product->transposed_a || *alpha != 1 || c != d || c_layout != d_layout || int(a_is.columns) != m ||
+      int(b_is.rows) != k || int(b_is.columns) != n || a_is.ld < k || b_is.ld < k || d_is.ld < m)
+    emulator::fail("cublasLtMatmul is not asked for d = a^T * b + beta * d");
+  emulator::enqueue(stream, [=, kept = *beta] {
+    const std::vector<float> rows = floats(a, a_is.type, m, k, int(a_is.ld)),
+                             columns = floats(b, b_is.type, n, k, int(b_is.ld));
+    with_type(d_is.type, [&](auto element) {
+      auto* to = static_cast<decltype(element)*>(d);
       for (int j = 0; j < n; ++j) {
         for (int i = 0; i < m; ++i) {
           const float *x = &rows[size_t(i) * k], *y = &columns[size_t(j) * k];
-          auto& out = to[size_t(j) * ldc + i];
-          float sum = kept == 0 ? 0 : kept * to_float(out);  // 0: out may be uninitialised
+          float sum = 0;
           for (int l = 0; l < k; ++l) sum += x[l] * y[l];
-          out = from_float<decltype(element)>(sum);
+          auto& out = to[size_t(j) * d_is.ld + i];
+          const auto rounded = from_float<decltype(element)>(sum);  // before it is added, as on an H200
+          out = kept == 0 ? rounded : from_float<decltype(element)>(to_float(rounded) + kept * to_float(out));
         }
       }
     });

@@ -45,8 +45,7 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kMemoryBytes = int64_t{8} << 30;
-constexpr size_t kPoisonBytes =
-    4 << 20;  // of an allocation: the whole of cuBLAS's workspaces would be costly
+constexpr size_t kPoisonBytes = 4 << 20;  // of an allocation: the whole of a large one would be costly
 
 std::mt19937 rng{std::random_device{}()};
 std::deque<CUstream_st> streams;            // their places stay: an event may outlive its stream

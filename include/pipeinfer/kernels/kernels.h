@@ -114,8 +114,8 @@ enum class Epilogue : uint8_t {
   silu_mul,    // out [n_rows, n_out / 2] = silu(sum of row i of weight) * sum of row n_out / 2 + i
 };
 
-/// sum = x * weight^T; a bias is added to what `epilogue`, any but silu_mul, made of it, and rounded again. CUDA only
-/// (cuBLAS): on the CPU `model` calls ATen.
+/// sum = x * weight^T, rounded before `epilogue` (any but silu_mul) adds it, and again before a bias is added to that. CUDA
+/// only (cuBLAS): on the CPU `model` calls ATen.
 void linear_cuda(void* out,           // see Epilogue
                  const void* x,       // [n_rows, n_in]
                  const void* weight,  // [n_out, n_in]
