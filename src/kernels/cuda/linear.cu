@@ -7,8 +7,6 @@
 #include <compare>
 #include <iterator>
 #include <map>
-#include <memory>
-#include <vector>
 
 #include "../ops.h"
 #include "common.cuh"
@@ -62,15 +60,13 @@ float fill(const cublasLtMatmulHeuristicResult_t& result) {
   return result.wavesCount / std::ceil(result.wavesCount - 0.001f);
 }
 
-/// cuBLAS on one device, for one thread.
+/// cuBLAS on the current device, for one thread.
 class Library {
  public:
-  explicit Library(int device) : device_(device) { check_cublas(cublasLtCreate(&handle_), "starting"); }
+  Library() { check_cublas(cublasLtCreate(&handle_), "starting"); }
   ~Library() { cublasLtDestroy(handle_); }
   Library(const Library&) = delete;
   Library& operator=(const Library&) = delete;
-
-  int device() const { return device_; }
 
   void multiply(const Product& p, void* out, const void* x, const void* weight, float kept,
                 cudaStream_t stream) {
@@ -115,18 +111,9 @@ class Library {
     return best->algo;
   }
 
-  const int device_;
   cublasLtHandle_t handle_ = nullptr;
   std::map<Product, cublasLtMatmulAlgo_t> chosen_;
 };
-
-Library& library_of(Device device) {
-  static thread_local std::vector<std::unique_ptr<Library>> libraries;
-  for (const auto& library : libraries) {
-    if (library->device() == device.index) return *library;
-  }
-  return *libraries.emplace_back(std::make_unique<Library>(device.index));
-}
 
 template <typename T, typename Out>
 __global__ void add_bias_kernel(Out* out, const T* bias, int n_out, int64_t n) {
@@ -143,8 +130,9 @@ void linear_cuda(void* out, const void* x, const void* weight, const void* bias,
   const uintptr_t bits = reinterpret_cast<uintptr_t>(out) | reinterpret_cast<uintptr_t>(x) |
                          reinterpret_cast<uintptr_t>(weight) | kMostAlignment;
   const Product product{n_rows, n_out, n_in, dtype, out_dtype, uint32_t{1} << std::countr_zero(bits)};
-  library_of(stream.device())
-      .multiply(product, out, x, weight, epilogue == Epilogue::add ? 1 : 0, native(stream));
+  static thread_local std::map<int, Library> of_device;
+  const float kept = epilogue == Epilogue::add ? 1 : 0;
+  of_device[stream.device().index].multiply(product, out, x, weight, kept, native(stream));
   if (!bias) return;
   constexpr int kThreads = 256;
   const int64_t n = int64_t{n_rows} * n_out;
