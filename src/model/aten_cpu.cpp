@@ -35,11 +35,14 @@ void linear_cpu(void* out, const void* x, const void* weight, const void* bias, 
   const at::Tensor weight_t = view(weight, {n_out, n_in}, dtype).t();
   const bool to_fp32 = epilogue == kernels::Epilogue::store_fp32;
   at::Tensor out_view = view(out, {n_rows, n_out}, to_fp32 ? DType::fp32 : dtype);
+  const auto sum = [&] {
+    return bias ? at::addmm(view(bias, {n_out}, dtype), x_view, weight_t) : at::mm(x_view, weight_t);
+  };
   if (epilogue == kernels::Epilogue::add) {
-    if (bias) out_view.add_(view(bias, {n_out}, dtype));
-    at::addmm_out(out_view, out_view, x_view, weight_t);
+    // Not as a sum that starts with out: how ATen rounds that depends on the number of rows.
+    out_view.add_(sum());
   } else if (to_fp32 && dtype != DType::fp32) {
-    out_view.copy_(bias ? at::addmm(view(bias, {n_out}, dtype), x_view, weight_t) : at::mm(x_view, weight_t));
+    out_view.copy_(sum());
   } else if (bias) {
     at::addmm_out(out_view, view(bias, {n_out}, dtype), x_view, weight_t);
   } else {

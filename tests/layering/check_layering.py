@@ -36,7 +36,7 @@ LIBRARIES = {
     "nvml": r"nvml\.h$",
     "nvtx": r"nvtx3/",
     "torch": r"(torch|ATen|c10|caffe2)/",
-    "cuda": r"(cu[a-z_0-9]*\.h$|cuda|cub/|thrust/|cooperative_groups|mma\.h$|library_types\.h$)",
+    "cuda": r"(cu[A-Za-z_0-9]*\.h$|cuda|cub/|thrust/|cooperative_groups|mma\.h$|library_types\.h$)",
     "system": r"([a-z_0-9]+$|(sys|linux|arpa|netinet|net)/|[a-z]mmintrin\.h$|x86intrin\.h$"
               r"|(dirent|dlfcn|errno|fcntl|limits|poll|pthread|pwd|sched|signal|stdlib|string|time|unistd)\.h$)",
 }
