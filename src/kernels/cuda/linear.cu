@@ -7,6 +7,8 @@
 #include <compare>
 #include <iterator>
 #include <map>
+#include <string>
+#include <string_view>
 
 #include "../ops.h"
 #include "common.cuh"
@@ -16,7 +18,7 @@
 namespace pipeinfer::kernels::cuda {
 namespace {
 
-void check_cublas(cublasStatus_t status, const char* doing) {
+void check_cublas(cublasStatus_t status, std::string_view doing) {
   if (status != CUBLAS_STATUS_SUCCESS)
     runtime_failure(cat("cuBLAS: ", doing, ": ", cublasLtGetStatusString(status)));
 }
@@ -34,9 +36,9 @@ struct Product {
   auto operator<=>(const Product&) const = default;
 };
 
-/// cuBLAS's descriptions of a product.
-struct Description {
-  explicit Description(const Product& p) {
+/// A product as cuBLAS describes it, and the kernel for it.
+struct Plan {
+  Plan(cublasLtHandle_t handle, const Product& p) {
     check_cublas(cublasLtMatmulDescInit(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
     const cublasOperation_t transposed = CUBLAS_OP_T;
     check_cublas(
@@ -49,16 +51,52 @@ struct Description {
     matrix(weight, p.dtype, p.n_in, p.n_out);
     matrix(x, p.dtype, p.n_in, p.n_rows);
     matrix(out, p.out_dtype, p.n_out, p.n_rows);
+    choose(handle, p);
   }
+
   cublasLtMatmulDescOpaque_t product;
   cublasLtMatrixLayoutOpaque_t weight, x, out;
-};
+  cublasLtMatmulAlgo_t kernel;
 
-/// The share of multiprocessors that have work while a product's blocks come in so many waves; a hair above a whole number
-/// of them is one.
-float fill(const cublasLtMatmulHeuristicResult_t& result) {
-  return result.wavesCount / std::ceil(result.wavesCount - 0.001f);
-}
+ private:
+  void choose(cublasLtHandle_t handle, const Product& p) {
+    const std::string doing = cat("choosing a kernel for ", p.n_rows, " x ", p.n_in, " x ", p.n_out);
+    cublasLtMatmulPreferenceOpaque_t preference;
+    check_cublas(cublasLtMatmulPreferenceInit(&preference), doing);
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      check_cublas(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value), doing);
+    };
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      prefer(attribute, p.alignment);
+    // Splitting sums saves less than the kernel costs that adds them up (on an H200, at 32 to 8192 rows).
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{0});
+    cublasLtMatmulHeuristicResult_t found[8] = {};
+    found[0].state = CUBLAS_STATUS_NOT_SUPPORTED;  // where there is none
+    int n_found = 0;
+    check_cublas(cublasLtMatmulAlgoGetHeuristic(handle, &product, &weight, &x, &out, &out, &preference,
+                                                std::ssize(found), found, &n_found),
+                 doing);
+    // cuBLAS's first suggestion, but where a product's blocks come in many waves: there the one whose last wave leaves the
+    // fewest multiprocessors idle (2,048 rows of OpenLLaMA-3B's gate and up: 12.0 waves instead of 6.55, and 6% faster).
+    // In few waves the size of its blocks counts more.
+    constexpr float kManyWaves = 3;
+    const cublasLtMatmulHeuristicResult_t* best = found;
+    if (found[0].wavesCount > kManyWaves)
+      best = std::max_element(found, found + n_found,
+                              [](const auto& a, const auto& b) { return fill(a) < fill(b); });
+    check_cublas(best->state, doing);
+    kernel = best->algo;
+  }
+
+  /// The share of multiprocessors that have work while a product's blocks come in so many waves; a hair above a whole
+  /// number of them is one.
+  static float fill(const cublasLtMatmulHeuristicResult_t& result) {
+    return result.wavesCount / std::ceil(result.wavesCount - 0.001f);
+  }
+};
 
 /// cuBLAS on the current device, for one thread.
 class Library {
@@ -70,49 +108,16 @@ class Library {
 
   void multiply(const Product& p, void* out, const void* x, const void* weight, float kept,
                 cudaStream_t stream) {
-    Description what(p);
-    auto chosen = chosen_.find(p);
-    if (chosen == chosen_.end()) chosen = chosen_.emplace(p, choose(p, what)).first;
+    Plan& plan = plans_.try_emplace(p, handle_, p).first->second;
     const float one = 1;
-    check_cublas(cublasLtMatmul(handle_, &what.product, &one, weight, &what.weight, x, &what.x, &kept, out,
-                                &what.out, out, &what.out, &chosen->second, nullptr, 0, stream),
+    check_cublas(cublasLtMatmul(handle_, &plan.product, &one, weight, &plan.weight, x, &plan.x, &kept, out,
+                                &plan.out, out, &plan.out, &plan.kernel, nullptr, 0, stream),
                  "a matrix product");
   }
 
  private:
-  cublasLtMatmulAlgo_t choose(const Product& p, Description& what) {
-    cublasLtMatmulPreferenceOpaque_t preference;
-    check_cublas(cublasLtMatmulPreferenceInit(&preference), "choosing a kernel");
-    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-      check_cublas(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value),
-                   "choosing a kernel");
-    };
-    for (const auto attribute :
-         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-      prefer(attribute, p.alignment);
-    // Splitting sums saves less than the kernel costs that adds them up (on an H200, at 32 to 8192 rows).
-    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{0});
-    cublasLtMatmulHeuristicResult_t found[8];
-    int n_found = 0;
-    check_cublas(cublasLtMatmulAlgoGetHeuristic(handle_, &what.product, &what.weight, &what.x, &what.out,
-                                                &what.out, &preference, std::ssize(found), found, &n_found),
-                 cat("choosing a kernel for ", p.n_rows, " x ", p.n_in, " x ", p.n_out).c_str());
-    // cuBLAS's first suggestion, but where a product's blocks come in many waves: there the one whose last wave leaves the
-    // fewest multiprocessors idle (2,048 rows of OpenLLaMA-3B's gate and up: 12.0 waves instead of 6.55, and 6% faster).
-    // In few waves the size of its blocks counts more.
-    constexpr float kManyWaves = 3;
-    const cublasLtMatmulHeuristicResult_t* best = found;
-    if (found[0].wavesCount > kManyWaves)
-      best = std::max_element(found, found + n_found,
-                              [](const auto& a, const auto& b) { return fill(a) < fill(b); });
-    check_cublas(best->state, "choosing a kernel");
-    return best->algo;
-  }
-
   cublasLtHandle_t handle_ = nullptr;
-  std::map<Product, cublasLtMatmulAlgo_t> chosen_;
+  std::map<Product, Plan> plans_;
 };
 
 template <typename T, typename Out>
